@@ -1,0 +1,240 @@
+"""The command `mambaadv2`: reads arguments, calls one function, prints what it returns.
+
+Everything heavy is imported inside the commands, so that `--help` answers at once. The commands and
+flags are frozen by tests/test_cli.py: what is rarely needed belongs in Python, not in a flag.
+
+Exit codes: 0 done; 1 some images could not be used; 2 wrong arguments, or an error whose message
+says it all; 130 interrupted; 141 the reader of the output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mambaadv2 import __version__
+from mambaadv2.errors import MambaADv2Error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PRESETS = ("lite", "r34")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("float32", "bfloat16")
+
+_EXIT_ERROR = 2
+_EXIT_INTERRUPTED = 130
+_EXIT_CLOSED_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `argv` is without the program's name."""
+    try:
+        try:
+            args = build_parser().parse_args(argv)
+            code: int = args.command(args)
+            return code
+        finally:
+            # Here rather than at exit, where a closed pipe could only be reported as a traceback.
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered has nowhere to go; without this, Python's exit would try again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_CLOSED_PIPE
+    except (MambaADv2Error, OSError) as error:
+        print(f"mambaadv2: error: {error}", file=sys.stderr)
+        return _EXIT_ERROR
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; `args.command` is the function to call with the parsed arguments."""
+    parser = argparse.ArgumentParser(
+        prog="mambaadv2",
+        description="Find visual anomalies with one model for many classes, "
+        "trained on good images only.",
+        epilog="'mambaadv2 COMMAND --help' explains a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mambaadv2 {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = commands.add_parser(
+        "train", help="learn from good images, write a run folder", allow_abbrev=False
+    )
+    _add_train_arguments(train)
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a run on labelled images", allow_abbrev=False
+    )
+    _add_run(evaluate)
+    _add_data(evaluate)
+    evaluate.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the numbers to FILE"
+    )
+    _add_device(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+
+    predict = commands.add_parser(
+        "predict", help="score images and write heat maps", allow_abbrev=False
+    )
+    _add_predict_arguments(predict)
+    predict.set_defaults(command=_predict)
+
+    demo = commands.add_parser(
+        "demo", help="train and test on generated images, write a page", allow_abbrev=False
+    )
+    demo.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: chosen)")
+    demo.set_defaults(command=_demo)
+
+    info = commands.add_parser(
+        "info", help="describe a model: stages, parameters, operations", allow_abbrev=False
+    )
+    _add_model(info)
+    info.set_defaults(command=_info)
+    return parser
+
+
+def _train(args: argparse.Namespace) -> int:
+    from mambaadv2.train import train
+
+    # The flags are named as the parameters, so a flag without its parameter fails at once.
+    run = train(**{name: value for name, value in vars(args).items() if name != "command"})
+    print(f"Run folder: {run}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from mambaadv2.evaluate import evaluate
+    from mambaadv2.predict import load
+
+    predictor = load(args.run, device=args.device)
+    print(evaluate(predictor, args.data, json_path=args.json).table())
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from mambaadv2.predict import predict_to_folder
+
+    failed = predict_to_folder(
+        args.run,
+        args.inputs,
+        args.out,
+        raw=args.raw,
+        device=args.device,
+        batch_size=args.batch_size,
+        progress=True,
+    )
+    return 1 if failed else 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from mambaadv2.recipes import demo
+
+    print(f"Page: {demo(args.out)}")
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from mambaadv2.model.info import describe
+
+    print(describe(args.preset, args.encoder, args.image_size))
+    return 0
+
+
+def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="RUN", help="run folder to write"
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="weights file of the encoder (default: found by its name)",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=_positive_int, metavar="N", help="passes over the images")
+    length.add_argument(
+        "--minutes", type=_positive_float, metavar="M", help="stop after about M minutes"
+    )
+    parser.add_argument("--batch-size", type=_positive_int, metavar="B", help="images per step")
+    parser.add_argument(
+        "--seed", type=_natural_int, default=0, metavar="S", help="of every random choice"
+    )
+    _add_device(parser)
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of the training arithmetic"
+    )
+    parser.add_argument(
+        "--limit-classes", type=_names, metavar="A,B", help="learn only these classes"
+    )
+
+
+def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image or folder of images")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--raw", action="store_true", help="also write the raw maps (.npy)")
+    parser.add_argument(
+        "--batch-size", type=_positive_int, default=8, metavar="B", help="images at once"
+    )
+    _add_device(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder written by 'train'")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", type=Path, metavar="DATA", help="data set in the MVTec AD layout, or one class"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", choices=PRESETS, default="lite", help="size of the model")
+    parser.add_argument("--encoder", metavar="NAME", help="timm name (default: the preset's)")
+    parser.add_argument(
+        "--image-size", type=_positive_int, metavar="S", help="side the images are resized to"
+    )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
+
+
+def _positive_int(text: str) -> int:
+    value = _natural_int(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return value
+
+
+def _natural_int(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
+    return names

@@ -1,0 +1,285 @@
+"""The command line: its surface is frozen here, its commands are checked against stand-ins."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mambaadv2 import __version__, cli
+from mambaadv2.errors import ConfigError, DataError
+
+# Adding to it should be rare: what only some runs need is an argument in Python.
+SURFACE = {
+    "": ["--help", "--version", "-h", "COMMAND"],
+    "train": [
+        *["--batch-size", "--device", "--encoder", "--epochs", "--help", "--image-size"],
+        *["--limit-classes", "--minutes", "--out", "--precision", "--preset", "--seed"],
+        *["--weights", "-h", "DATA"],
+    ],
+    "evaluate": ["--device", "--help", "--json", "-h", "DATA", "RUN"],
+    "predict": ["--batch-size", "--device", "--help", "--out", "--raw", "-h", "INPUT", "RUN"],
+    "demo": ["--help", "--out", "-h"],
+    "info": ["--encoder", "--help", "--image-size", "--preset", "-h"],
+}
+
+
+class Recorder:
+    """A stand-in for a backing function: keeps its arguments, returns or raises what it is told."""
+
+    def __init__(self, result: object = None) -> None:
+        self.result = result
+        self.args: tuple[object, ...] = ()
+        self.kwargs: dict[str, object] = {}
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        self.args, self.kwargs = args, kwargs
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Return a function that puts a stand-in module with these members in a module's place."""
+
+    def put(module: str, **members: object) -> None:
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**members))
+
+    return put
+
+
+def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def arguments(parser: argparse.ArgumentParser) -> list[str]:
+    names: list[str] = []
+    for action in parser._actions:
+        names += action.option_strings or [str(action.metavar)]
+    return sorted(names)
+
+
+def parameters_of(module: str, function: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(getattr(importlib.import_module(module), function)).parameters
+
+
+def run_in_process(*args: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    # Buffered as at a user's: with unbuffered output argparse itself hides a closed pipe.
+    return subprocess.run(
+        [sys.executable, "-m", "mambaadv2", *args],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+
+
+def test_the_surface_is_frozen() -> None:
+    parser = cli.build_parser()
+    parsers = {"": parser, **subparsers(parser)}
+    assert {name: arguments(each) for name, each in parsers.items()} == SURFACE
+
+
+def test_flags_cannot_be_abbreviated() -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["info", "--enc", "resnet34"])
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "demo", "info"])
+def test_every_command_is_short_and_explains_its_arguments(command: str) -> None:
+    parser = subparsers(cli.build_parser())[command]
+    function = parser.get_default("command")
+    assert len(inspect.getsource(function).splitlines()) <= 15
+    assert all(action.help for action in parser._actions)
+
+
+def test_train_passes_its_flags_by_name(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = Recorder(Path("runs/a"))
+    install("mambaadv2.train", train=train)
+    flags = "--encoder resnet18 --weights w.pth --minutes 2.5 --batch-size 4 --image-size 64"
+    flags += " --preset r34 --seed 7 --device cpu --precision bfloat16 --limit-classes a,b"
+    assert cli.main(["train", "data", "--out", "runs/a", *flags.split()]) == 0
+    assert train.args == ()
+    assert train.kwargs == {
+        "data": Path("data"),
+        "out": Path("runs/a"),
+        "preset": "r34",
+        "encoder": "resnet18",
+        "weights": Path("w.pth"),
+        "epochs": None,
+        "minutes": 2.5,
+        "batch_size": 4,
+        "image_size": 64,
+        "seed": 7,
+        "device": "cpu",
+        "precision": "bfloat16",
+        "limit_classes": ("a", "b"),
+    }
+    assert "runs/a" in capsys.readouterr().out
+
+
+def test_the_flags_of_train_are_its_parameters() -> None:
+    args = cli.build_parser().parse_args(["train", "data", "--out", "run"])
+    flags = {name: value for name, value in vars(args).items() if name != "command"}
+    parameters = parameters_of("mambaadv2.train", "train")
+    assert set(flags) == set(parameters) - {"progress"}
+    defaults = {name: parameters[name].default for name in set(flags) - {"data", "out"}}
+    assert {name: flags[name] for name in defaults} == defaults
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "positional", "keywords"),
+    [
+        ("mambaadv2.evaluate", "evaluate", 2, ["json_path"]),
+        ("mambaadv2.predict", "load", 1, ["device"]),
+        (
+            "mambaadv2.predict",
+            "predict_to_folder",
+            3,
+            ["raw", "device", "batch_size", "progress"],
+        ),
+        ("mambaadv2.recipes", "demo", 1, []),
+        ("mambaadv2.model.info", "describe", 3, []),
+    ],
+)
+def test_the_functions_behind_take_what_is_passed(
+    module: str, function: str, positional: int, keywords: list[str]
+) -> None:
+    parameters = parameters_of(module, function)
+    assert len(parameters) >= positional
+    assert set(keywords) <= set(parameters)
+
+
+def test_evaluate_prints_the_table(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    load = Recorder("predictor")
+    evaluate = Recorder(SimpleNamespace(table=lambda: "the table"))
+    install("mambaadv2.predict", load=load)
+    install("mambaadv2.evaluate", evaluate=evaluate)
+    assert cli.main(["evaluate", "run", "data", "--json", "m.json", "--device", "cpu"]) == 0
+    assert (load.args, load.kwargs) == ((Path("run"),), {"device": "cpu"})
+    assert evaluate.args == ("predictor", Path("data"))
+    assert evaluate.kwargs == {"json_path": Path("m.json")}
+    assert capsys.readouterr().out == "the table\n"
+
+
+@pytest.mark.parametrize(("failed", "code"), [(0, 0), (1, 1), (300, 1)])
+def test_predict_says_whether_an_image_failed(install: Install, failed: int, code: int) -> None:
+    predict = Recorder(failed)
+    install("mambaadv2.predict", predict_to_folder=predict)
+    assert cli.main(["predict", "run", "a.png", "folder", "--out", "o", "--raw"]) == code
+    assert predict.args == (Path("run"), ["a.png", "folder"], Path("o"))
+    assert predict.kwargs == {"raw": True, "device": "auto", "batch_size": 8, "progress": True}
+
+
+@pytest.mark.parametrize(("flags", "out"), [([], None), (["--out", "d"], Path("d"))])
+def test_demo_prints_the_page(
+    install: Install, capsys: pytest.CaptureFixture[str], flags: list[str], out: Path | None
+) -> None:
+    demo = Recorder(Path("d/index.html"))
+    install("mambaadv2.recipes", demo=demo)
+    assert cli.main(["demo", *flags]) == 0
+    assert demo.args == (out,)
+    assert "d/index.html" in capsys.readouterr().out
+
+
+def test_info_prints_the_description(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    describe = Recorder("the model")
+    install("mambaadv2.model.info", describe=describe)
+    install("mambaadv2.model", info=sys.modules["mambaadv2.model.info"])
+    assert cli.main(["info", "--preset", "r34", "--encoder", "resnet18"]) == 0
+    assert describe.args == ("r34", "resnet18", None)
+    assert capsys.readouterr().out == "the model\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("no folder train/good in /x"),
+        ConfigError("no encoder of this name"),
+        PermissionError(13, "Permission denied", "/x"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_an_error_is_a_message_and_not_a_traceback(
+    install: Install, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    install("mambaadv2.recipes", demo=Recorder(error))
+    assert cli.main(["demo"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"mambaadv2: error: {error}\n"
+
+
+def test_a_missing_run_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", str(tmp_path / "none"), str(tmp_path)]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(install: Install) -> None:
+    install("mambaadv2.recipes", demo=Recorder(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        cli.main(["demo"])
+
+
+def test_ctrl_c_is_quiet(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("mambaadv2.recipes", demo=Recorder(KeyboardInterrupt()))
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_in_process("--help", stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("", "COMMAND"),
+        ("fit data", "invalid choice: 'fit'"),
+        ("train data", "--out"),
+        ("train data --out r --epochs 1 --minutes 1", "not allowed with"),
+        ("train data --out r --epochs 0", "a whole number above 0, got '0'"),
+        ("train data --out r --epochs 1.5", "a whole number, got '1.5'"),
+        ("train data --out r --minutes nan", "a number above 0, got 'nan'"),
+        ("train data --out r --minutes inf", "a number above 0, got 'inf'"),
+        ("train data --out r --minutes soon", "a number above 0, got 'soon'"),
+        ("train data --out r --seed -1", "a whole number, got '-1'"),
+        ("train data --out r --limit-classes a,,b", "names with commas between, got 'a,,b'"),
+        ("train data --out r --device tpu", "invalid choice: 'tpu'"),
+        ("predict run --out o", "INPUT"),
+    ],
+)
+def test_wrong_usage_names_the_argument(
+    capsys: pytest.CaptureFixture[str], args: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_version_and_help_as_a_process() -> None:
+    assert run_in_process("--version").stdout == f"mambaadv2 {__version__}\n"
+    done = run_in_process("train", "--help")
+    assert done.returncode == 0
+    assert "--limit-classes" in done.stdout
