@@ -1,7 +1,7 @@
 """Every exception that a caller may want to catch.
 
-All of them derive from `MambaADv2Error`; each also derives from the built-in that fits best, so code
-that knows nothing of this package still catches them in the expected way.
+All of them derive from `MambaADv2Error`; each also derives from the built-in that fits best, so
+code that knows nothing of this package still catches them in the expected way.
 """
 
 from __future__ import annotations

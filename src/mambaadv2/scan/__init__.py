@@ -84,10 +84,10 @@ def selective_scan(
     """Mamba-3 recurrence along K scan orders, outputs put back in place and summed.
 
     Per direction, head and step t (rows visited in that direction's order):
-    h_t = exp(dt A) h_{t-1} + (1-lam_t) dt_t exp(dt_t A_t) x_{t-1} k_{t-1}^T + lam_t dt_t x_t k_t^T and
-    y_t = h_t q_t + D x_t, with lam = sigmoid(trap), k = R(phase)(B + B_bias), q = R(phase)(C + C_bias)
-    and phase the running sum of dt pi tanh(angle). Source: Mamba-3, arXiv 2603.15569; the fusion of
-    several orders into one call is our choice.
+    h_t = al_t h_{t-1} + (1 - lam_t) dt_t al_t x_{t-1} k_{t-1}^T + lam_t dt_t x_t k_t^T, y_t = h_t
+    q_t + D x_t, with al = exp(dt A), lam = sigmoid(trap), k = R(phase)(B + B_bias), q = R(phase)(C
+    + C_bias) and phase the running sum of dt pi tanh(angle). Source: Mamba-3, arXiv 2603.15569;
+    fusing several orders into one call is our choice.
 
     Args:
         x: values (b, L, H, P), floating point.
@@ -142,7 +142,7 @@ def _require_backend(name: str, origin: str) -> None:
     available = available_backends()
     if name not in available:
         raise BackendError(
-            f"{origin}: scan backend {name!r} is not available; choose one of {', '.join(available)}"
+            f"{origin}: scan backend {name!r} is not available; choose from {', '.join(available)}"
         )
 
 

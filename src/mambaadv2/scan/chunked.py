@@ -1,12 +1,13 @@
 """The chunk-wise ("dual") form of the scan in plain torch operations, with autograd.
 
-A chunk of c tokens is a small masked matrix product; chunks are joined by the P x N state. One chunk
-that covers the whole sequence *is* the quadratic (masked matrix) form, so this file serves both.
-The algebra is that of Mamba-2's state-space duality with Mamba-3's trapezoid folded into one scalar
-per token (arXiv 2405.21060, arXiv 2603.15569); `reference.py` holds the recurrence it must equal.
+A chunk of c tokens is a small masked matrix product; chunks are joined by the P x N state. One
+chunk that covers the whole sequence *is* the quadratic (masked matrix) form, so this file serves
+both. The algebra is that of Mamba-2's state-space duality with Mamba-3's trapezoid folded into one
+scalar per token (arXiv 2405.21060, arXiv 2603.15569); `reference.py` holds the recurrence it must
+equal.
 
-Shape legend: b batch, K directions, H heads, L tokens, Z chunks, c tokens of a chunk, G groups of B/C,
-P head dim, N state dim, S rotary angles. Everything dense is laid out (b, K, H, Z, c, .).
+Shape legend: b batch, K directions, H heads, L tokens, Z chunks, c tokens of a chunk, G groups of B
+and C, P head dim, N state dim, S rotary angles. Everything dense is laid out (b, K, H, Z, c, .).
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def chunked_scan(
     diagonal = gamma * (q0 * k0).sum(-1) + D.to(dtype).view(directions, heads, 1, 1)
     q, k = rotate_pairs(q0, cos, sin), rotate_pairs(k0, cos, sin)
 
-    # tril before exp: what lies above the diagonal would overflow. A clamp would do the same but has
-    # no gradient where two sums are equal, which every token with dt = 0 is.
+    # tril before exp: what lies above the diagonal would overflow. A clamp would do the same but
+    # has no gradient where two sums are equal, which every token with dt = 0 is.
     mask = torch.exp((decay.unsqueeze(-1) - decay.unsqueeze(-2)).tril(-1))
     scores = (q @ (k * scale.unsqueeze(-1)).transpose(-1, -2)) * mask
     y = scores.tril(-1) @ v + diagonal.unsqueeze(-1) * v
@@ -197,10 +198,9 @@ def _final_state(
 
 def _put_back(y: Tensor, order: Tensor, weights: Tensor | None) -> Tensor:
     """Outputs (b, K, H, L, P) in scan order back to rows (b, L, H, P), summed over directions."""
-    directions, length = order.shape
     inverse = torch.argsort(order, dim=1)
     total: Tensor | None = None
-    for d in range(directions):
+    for d in range(len(order)):
         part = y[:, d].index_select(2, inverse[d])
         if weights is not None:
             part = part * weights[:, d].to(y.dtype).view(-1, 1, 1, 1)

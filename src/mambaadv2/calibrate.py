@@ -1,0 +1,92 @@
+"""What a normal score is: thresholds and the colour scale, from held-out normal images only.
+
+Rule (our choice): log scores of normal images are roughly normal within a class, so the threshold
+is the upper end of the prediction interval for one new image at a nominal false-alarm rate,
+exp(mean + t sqrt(1 + 1/n) s), with Student's t. With few images s leans on the spread pooled over
+the classes. It says nothing about defects and never sees one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambaadv2.errors import ConfigError
+
+FALSE_ALARM_RATE = 0.01
+PRIOR_IMAGES = 8.0  # the pooled spread weighs as much as this many images of the class
+FULL_SCALE = 2.0  # the colour scale ends at twice the threshold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassCalibration:
+    """Threshold of one class, in raw score units, and the number of images behind it."""
+
+    threshold: float
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColourScale:
+    """Range of map / threshold that heat maps show; 1 is the threshold.
+
+    low: below it nothing is drawn; 99 % of the pixels of held-out normal images lie there.
+    high: the hottest colour.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high < math.inf:
+            raise ConfigError(
+                f"colour scale: expected 0 <= low < high, got {self.low}, {self.high}"
+            )
+
+
+def calibrate_classes(
+    scores: Mapping[str, Sequence[float]], *, rate: float = FALSE_ALARM_RATE
+) -> dict[str, ClassCalibration]:
+    """Threshold per class from the raw image scores of held-out normal images.
+
+    scores: class name to scores, > 0, at least one each. rate: wished share of flagged good images.
+    Raises `ConfigError` for an empty class, a score that is not positive and finite, or a bad rate.
+    """
+    from scipy import stats
+
+    if not 0 < rate < 0.5:
+        raise ConfigError(f"rate: expected a false-alarm rate between 0 and 0.5, got {rate}")
+    logs: dict[str, NDArray[np.float64]] = {}
+    for name, values in scores.items():
+        array = np.asarray(values, dtype=np.float64)
+        if array.size == 0 or not np.all(np.isfinite(array)) or not np.all(array > 0):
+            raise ConfigError(
+                f"calibration of class {name!r}: expected positive finite scores of at least one "
+                f"held-out normal image, got {list(values)[:5]}"
+            )
+        logs[name] = np.log(array)
+    deviations = np.concatenate([v - v.mean() for v in logs.values()])
+    freedom = sum(len(v) - 1 for v in logs.values())
+    pooled = float((deviations**2).sum() / freedom) if freedom else 0.05**2
+    calibrated: dict[str, ClassCalibration] = {}
+    for name, log in logs.items():
+        n = len(log)
+        own = float(((log - log.mean()) ** 2).sum())
+        prior = min(PRIOR_IMAGES, float(freedom)) if freedom else PRIOR_IMAGES
+        variance = (own + prior * pooled) / (n - 1 + prior)
+        t = float(stats.t.ppf(1 - rate, df=n - 1 + prior))
+        upper = float(log.mean()) + t * math.sqrt(variance * (1 + 1 / n))
+        calibrated[name] = ClassCalibration(threshold=math.exp(upper), images=n)
+    return calibrated
+
+
+def colour_scale(relative: Sequence[NDArray[np.float32]]) -> ColourScale:
+    """Colour scale from maps of held-out normal images, each divided by its class's threshold."""
+    if not relative:
+        raise ConfigError("colour scale: expected at least one map of a held-out normal image")
+    low = float(np.mean([np.quantile(values, 0.99) for values in relative]))
+    return ColourScale(low=min(low, 0.95), high=FULL_SCALE)

@@ -1,0 +1,177 @@
+"""A run folder on disk: weights as safetensors, everything else as JSON; no pickle, ever.
+
+`model.json` is written last and carries the weights' SHA-256, so a folder with a matching pair is
+complete. Files are replaced in one step; a crash leaves the old one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaadv2.errors import CheckpointError, ConfigError
+from mambaadv2.model.config import ModelConfig
+from mambaadv2.model.encoder import EncoderProvenance, build_encoder
+from mambaadv2.model.network import Network
+from mambaadv2.model.scoring import Scorer
+
+SCHEMA_VERSION = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """All of `model.json` but the schema version and the hash."""
+
+    model: ModelConfig
+    encoder: EncoderProvenance
+    classes: tuple[str, ...]
+    thresholds: Mapping[str, float]
+    """Per class, raw score units."""
+    calibration_images: Mapping[str, int]
+    """Held-out normal images behind each threshold."""
+    colour_scale: tuple[float, float]
+    """low and high of map / threshold in heat maps."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made, for people: steps, seconds, data fingerprint, package version."""
+
+    def __post_init__(self) -> None:
+        for name in ("thresholds", "calibration_images"):
+            if set(getattr(self, name)) != set(self.classes):
+                raise CheckpointError(
+                    f"{DESCRIPTION}: {name} must have one entry per class {list(self.classes)}, "
+                    f"got {sorted(getattr(self, name))}"
+                )
+
+
+def save_run(folder: Path, network: Network, scorer: Scorer, card: ModelCard) -> None:
+    """Write both files of a run, each in one step."""
+    from safetensors.torch import save
+
+    tensors = {
+        f"network.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()
+    }
+    tensors |= {
+        f"scorer.{k}": v.detach().cpu().contiguous() for k, v in scorer.state_dict().items()
+    }
+    data = save(tensors, metadata={"format": "mambaadv2"})
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "weights_sha256": hashlib.sha256(data).hexdigest(),
+        **dataclasses.asdict(card),
+    }
+    write_atomically(folder / WEIGHTS, data)
+    write_atomically(
+        folder / DESCRIPTION, (json.dumps(description, indent=2, allow_nan=False) + "\n").encode()
+    )
+
+
+def load_run(folder: Path, device: torch.device) -> tuple[Network, Scorer, ModelCard]:
+    """Read a run folder; the network comes back in evaluation mode on `device`.
+
+    Raises `CheckpointError` naming the file when it is missing, damaged, of a newer version or does
+    not match its own description.
+    """
+    card, expected_hash = read_card(folder)
+    tensors = _read_weights(folder / WEIGHTS, expected_hash)
+    # Weights follow from the file, so neither a hub nor a package is asked for them.
+    encoder = build_encoder(card.encoder.name, pretrained=False, image_size=card.model.image_size)
+    encoder.provenance = card.encoder
+    network = Network(card.model, encoder)
+    scorer = make_scorer(card.model, network, len(card.classes))
+    for prefix, module in (("network.", network), ("scorer.", scorer)):
+        part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        _load_strictly(module, part, folder / WEIGHTS)
+    network.eval().to(device)
+    return network, scorer.eval().to(device), card
+
+
+def make_scorer(config: ModelConfig, network: Network, classes: int) -> Scorer:
+    """An unfitted scorer that fits the network."""
+    return Scorer(config.score, network.channels, classes, config.sigma, config.image_size)
+
+
+def read_card(folder: Path) -> tuple[ModelCard, str]:
+    """The description of a run and the SHA-256 that its weights must have."""
+    path = folder / DESCRIPTION
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: expected a run folder written by 'mambaadv2 train', found no {DESCRIPTION}"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    version = raw.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: schema version {version!r}, this package reads {SCHEMA_VERSION}; "
+            "install the version of mambaadv2 that wrote it"
+        )
+    try:
+        expected_hash = str(raw.pop("weights_sha256"))
+        card = ModelCard(
+            model=ModelConfig.from_dict(raw.pop("model")),
+            encoder=EncoderProvenance(**raw.pop("encoder")),
+            classes=tuple(raw.pop("classes")),
+            colour_scale=tuple(raw.pop("colour_scale")),
+            **raw,
+        )
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: missing or unknown field ({error})") from error
+    return card, expected_hash
+
+
+def _read_weights(path: Path, expected_hash: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected_hash:
+        raise CheckpointError(
+            f"{path}: damaged or not the file that {DESCRIPTION} describes "
+            f"(SHA-256 {found[:12]}..., expected {expected_hash[:12]}...)"
+        )
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
+
+
+def _load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        raise CheckpointError(f"{path}: missing tensors {missing[:3]}, unknown tensors {extra[:3]}")
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
+            )
+    module.load_state_dict(tensors)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file in one step, on disk before it gets its name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

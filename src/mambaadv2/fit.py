@@ -1,0 +1,182 @@
+"""The training loop: its settings, its plan by steps or by minutes, its optimiser, its steps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from mambaadv2.data.features import CacheMode, Source
+from mambaadv2.errors import ConfigError, TrainingError
+from mambaadv2.model.network import Network, reconstruction_loss
+from mambaadv2.runlog import RunLog
+
+Shape = Literal["cosine", "step"]
+FINAL_SHARE = 0.01  # of the learning rate, at the end of a cosine
+
+
+def rate_at(progress: float, shape: Shape) -> float:
+    """Share of the base learning rate at `progress` in [0, 1] of the run.
+
+    "cosine": from 1 to 0.01 (our choice). "step": 1, then 0.1 from 80 % on (MambaAD).
+    """
+    if shape == "step":
+        return 1.0 if progress < 0.8 else 0.1
+    wave = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return FINAL_SHARE + (1 - FINAL_SHARE) * wave
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """A run of a known number of steps: repeatable to the bit."""
+
+    total: int
+
+    def progress(self, step: int) -> float:
+        """Share of the run that is done before `step` (counted from 0)."""
+        return step / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class TimePlan:
+    """A run that ends at a moment: the schedule follows the clock, so it always anneals in time.
+
+    start, end: seconds of `clock`. How many steps fit depends on the machine; a run that must be
+    repeatable uses steps.
+    """
+
+    start: float
+    end: float
+    clock: Callable[[], float] = time.monotonic
+
+    def progress(self, step: int) -> float:
+        """Share of the time that is gone; the first step always runs."""
+        if step == 0:
+            return 0.0
+        return min(1.0, (self.clock() - self.start) / max(1e-9, self.end - self.start))
+
+
+Plan = StepPlan | TimePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything about a run that is not the network; checked on construction."""
+
+    epochs: int | None = None
+    """Passes over the training images; None when `minutes` is given."""
+    minutes: float | None = None
+    """Wall-clock budget, features and calibration included."""
+    batch_size: int = 8
+    learning_rate: float = 5e-3
+    """At `reference_batch`; scaled linearly with the batch size. [lineage]"""
+    reference_batch: int = 16
+    shape: Shape = "cosine"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    clip: float = 5.0
+    """Largest gradient norm. [lineage]"""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the decoder's arithmetic; sums of the scan stay in float32."""
+    holdout: float = 0.1
+    """Share of train/good, by class, kept for statistics and thresholds."""
+    holdout_least: int = 4
+    """Images to hold out per class at least, where the class has three times as many."""
+    cache: CacheMode = "auto"
+    pca_start: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.minutes is None):
+            raise ConfigError("epochs, minutes: expected exactly one of them")
+        for name in ("epochs", "minutes", "batch_size", "learning_rate", "clip", "holdout_least"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}: expected a number above 0, got {value!r}")
+        if not 0 < self.holdout < 1:
+            raise ConfigError(f"holdout: expected a share between 0 and 1, got {self.holdout}")
+        for name, allowed in (
+            ("device", ("auto", "cpu", "cuda")),
+            ("precision", ("float32", "bfloat16")),
+            ("cache", ("auto", "memory", "disk", "off")),
+            ("shape", ("cosine", "step")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name}: expected one of {', '.join(allowed)}; got {getattr(self, name)!r}"
+                )
+
+
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+) -> torch.optim.AdamW:
+    """AdamW (MambaAD's), weight decay on matrices and kernels only; every parameter exactly
+    once."""
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+
+
+def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: RunLog) -> int:
+    """Train neck and decoder until the plan is done; returns the number of steps.
+
+    learn: features of the training images. Raises `TrainingError` with the step and the term when a
+    loss or the gradient is not finite.
+    """
+    device = network.feature_scale.device
+    parameters = network.trainable()
+    base_rate = config.learning_rate * config.batch_size / config.reference_batch
+    optimizer = make_optimizer(parameters, base_rate, config.weight_decay, config.betas)
+    order = _shuffled(len(learn), config)
+    network.train()
+    step = 0
+    while (done := plan.progress(step)) < 1.0:
+        epoch, positions = next(order)
+        rate = base_rate * rate_at(done, config.shape)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        features = tuple(f.to(device) for f in learn.batch(positions))
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            scaled = network.scaled(features)
+            terms = reconstruction_loss(scaled, network.reconstruct(scaled))
+        loss = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        _require_finite(step, values, float(norm))
+        optimizer.step()
+        step += 1
+        log.step(epoch, step, values, float(norm), rate, len(positions), plan.progress(step))
+    network.eval()
+    return step
+
+
+def _shuffled(count: int, config: TrainConfig) -> Iterator[tuple[int, list[int]]]:
+    """Yield (epoch, positions of a batch) for ever; every epoch visits every image once."""
+    generator = torch.Generator().manual_seed(config.seed)
+    for epoch in itertools.count(1):
+        order = torch.randperm(count, generator=generator).tolist()
+        for start in range(0, count, config.batch_size):
+            yield epoch, order[start : start + config.batch_size]
+
+
+def _require_finite(step: int, terms: Mapping[str, float], norm: float) -> None:
+    for name, value in (*terms.items(), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {step}: {name} is {value}; nothing was saved from this step on. "
+                "Try a lower learning rate or precision float32"
+            )

@@ -1,0 +1,1 @@
+"""The network: frozen encoder, neck, state-space decoder, and how residuals become scores."""

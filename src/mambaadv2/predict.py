@@ -1,0 +1,275 @@
+"""Images in, predictions out: the layer that everything else uses to run a trained model."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mambaadv2.calibrate import ColourScale
+from mambaadv2.checkpoint import ModelCard, load_run
+from mambaadv2.errors import ConfigError, DataError, ImageError
+from mambaadv2.image import overlay, read_image, resize_image, resize_map, write_png
+from mambaadv2.model.network import Network
+from mambaadv2.model.scoring import Scorer
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+RgbImage = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a model says about one image.
+
+    map: (H, W) float32 anomaly map in the image's own size, raw units, >= 0.
+    score: raw image score, the maximum of the map at the network's resolution.
+    threshold: of the class that was found, raw units; from held-out normal images.
+    defect: score > threshold. class_name: class found from the encoder's features.
+    """
+
+    map: NDArray[np.float32]
+    score: float
+    threshold: float
+    defect: bool
+    class_name: str
+
+
+class Predictor:
+    """A trained model, ready for images. Made by `load`.
+
+    classes: names the model was trained on. image_size: (height, width) of the network's input.
+    colour_scale: range of `prediction.map / prediction.threshold` for heat maps; 1 = threshold.
+    """
+
+    def __init__(
+        self, network: Network, scorer: Scorer, card: ModelCard, device: torch.device
+    ) -> None:
+        self.network, self.scorer, self.card, self.device = network, scorer, card, device
+        self.classes = card.classes
+        self.image_size = card.model.image_size
+        self.colour_scale = ColourScale(low=card.colour_scale[0], high=card.colour_scale[1])
+
+    def predict(self, images: Sequence[RgbImage]) -> list[Prediction]:
+        """Predict a batch of (H, W, 3) uint8 RGB images of any sizes, in one pass.
+
+        Raises `DataError` when an image has another shape or type.
+        """
+        if not images:
+            return []
+        for i, image in enumerate(images):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise DataError(
+                    f"images[{i}]: expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}"
+                )
+        resized = np.stack([resize_image(image, self.image_size) for image in images])
+        maps, classes = self.predict_tensor(torch.from_numpy(resized).permute(0, 3, 1, 2))
+        return [
+            self._prediction(m, int(c), image.shape[:2])
+            for m, c, image in zip(maps.cpu().numpy(), classes.tolist(), images, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def predict_tensor(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Strict, batched form: (B, 3, height, width) uint8 RGB of `image_size`.
+
+        Returns maps (B, height, width) float32 in raw units and class indices (B,).
+        """
+        expected = (3, *self.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected or images.dtype != torch.uint8:
+            raise DataError(
+                f"images: expected (B, 3, {self.image_size[0]}, {self.image_size[1]}) uint8, "
+                f"got {tuple(images.shape)} {images.dtype}"
+            )
+        unit = images.to(self.device).float() / 255.0
+        raw = self.network.features(unit)
+        classes = self.scorer.find_class(raw)
+        scaled = self.network.scaled(raw)
+        return self.scorer(scaled, self.network.reconstruct(scaled), classes), classes
+
+    def _prediction(
+        self, values: NDArray[np.float32], index: int, size: tuple[int, int]
+    ) -> Prediction:
+        name = self.classes[index]
+        score, threshold = float(values.max()), self.card.thresholds[name]
+        return Prediction(
+            map=resize_map(values, size),
+            score=score,
+            threshold=threshold,
+            defect=score > threshold,
+            class_name=name,
+        )
+
+
+def load(run: str | os.PathLike[str], *, device: str = "auto") -> Predictor:
+    """Load a run folder written by `train`.
+
+    device: "auto" (a GPU when there is one), "cpu" or "cuda". Raises `CheckpointError` when the
+    folder is not a complete run and `ConfigError` for a device that does not exist.
+    """
+    chosen = choose_device(device)
+    network, scorer, card = load_run(Path(run), chosen)
+    return Predictor(network, scorer, card, chosen)
+
+
+def choose_device(name: str) -> torch.device:
+    """Torch device for "auto", "cpu" or "cuda"."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f'device: expected "auto", "cpu" or "cuda", got {name!r}')
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError('device: "cuda" was asked for, but torch sees no CUDA device here')
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def predict_paths(
+    predictor: Predictor, paths: Iterable[Path], *, batch_size: int = 8
+) -> Iterator[tuple[Path, RgbImage, Prediction, float]]:
+    """Yield (path, image, prediction, milliseconds) for every path, in order.
+
+    Milliseconds are the batch's time in the predictor divided by its size, decoding not counted.
+    Memory stays constant: one batch is read ahead. Raises `ImageError` at an unreadable file.
+    """
+    for item in _predict_each(predictor, paths, batch_size):
+        path, image, outcome, ms = item
+        if isinstance(outcome, ImageError):
+            raise outcome
+        assert image is not None
+        yield path, image, outcome, ms
+
+
+def _predict_each(
+    predictor: Predictor, paths: Iterable[Path], batch_size: int
+) -> Iterator[tuple[Path, RgbImage | None, Prediction | ImageError, float]]:
+    """As `predict_paths`, but an unreadable image gives its error in its place."""
+    remaining = iter(paths)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+
+        def submit() -> list[tuple[Path, Future[RgbImage]]]:
+            return [(p, pool.submit(read_image, p)) for p in islice(remaining, batch_size)]
+
+        current = submit()
+        while current:
+            following = submit()
+            images: dict[Path, RgbImage] = {}
+            errors: dict[Path, ImageError] = {}
+            for path, future in current:
+                try:
+                    images[path] = future.result()
+                except ImageError as error:
+                    errors[path] = error
+            start = time.perf_counter()
+            predictions = dict(zip(images, predictor.predict(list(images.values())), strict=True))
+            ms = (time.perf_counter() - start) * 1e3 / max(1, len(images))
+            for path, _ in current:
+                if path in errors:
+                    yield path, None, errors[path], 0.0
+                else:
+                    yield path, images[path], predictions[path], ms
+            current = following
+
+
+def find_images(inputs: Sequence[str]) -> Iterator[Path]:
+    """Image files behind files, folders (searched to the bottom) and glob patterns, sorted.
+
+    Raises `DataError` when an input matches nothing.
+    """
+    for text in inputs:
+        path = Path(text)
+        if path.is_file():
+            yield path
+            continue
+        if path.is_dir():
+            found = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES)
+        else:
+            found = (Path(p) for p in sorted(glob.glob(text, recursive=True)) if Path(p).is_file())
+        first = next(found, None)
+        if first is None:
+            raise DataError(
+                f"{text}: expected an image, a folder with images or a pattern; found no image "
+                f"({', '.join(sorted(SUFFIXES))})"
+            )
+        yield first
+        yield from found
+
+
+def predict_to_folder(
+    run: str | os.PathLike[str],
+    inputs: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    raw: bool = False,
+    device: str = "auto",
+    batch_size: int = 8,
+    progress: bool = True,
+) -> int:
+    """Score images and write `predictions.jsonl`, `overlays/*.png` and, if `raw`, `maps/*.npy`.
+
+    A line has path, score, threshold, defect, class, width, height and ms, or path and error for an
+    image that cannot be read; the others go on. Returns the number of errors. All heat maps share
+    the model's colour scale, so they can be compared.
+    """
+    from tqdm import tqdm
+
+    predictor = load(run, device=device)
+    paths = list(find_images(inputs))
+    folder = Path(out)
+    for name in ("overlays", "maps") if raw else ("overlays",):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    errors = 0
+    names = _UniqueNames()
+    bar = tqdm(total=len(paths), unit="image", desc="predict", disable=None if progress else True)
+    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines, bar:
+        for path, image, outcome, ms in _predict_each(predictor, paths, batch_size):
+            if isinstance(outcome, ImageError) or image is None:
+                errors += 1
+                line: dict[str, object] = {"path": str(path), "error": str(outcome)}
+            else:
+                line = _line(path, outcome, ms)
+                name = names.of(path)
+                scale = predictor.colour_scale
+                picture = overlay(image, outcome.map / outcome.threshold, scale.low, scale.high)
+                write_png(folder / "overlays" / f"{name}.png", picture)
+                if raw:
+                    np.save(folder / "maps" / f"{name}.npy", outcome.map, allow_pickle=False)
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+            bar.update()
+    return errors
+
+
+def _line(path: Path, prediction: Prediction, ms: float) -> dict[str, object]:
+    height, width = prediction.map.shape
+    return {
+        "path": str(path),
+        "score": prediction.score,
+        "threshold": prediction.threshold,
+        "defect": prediction.defect,
+        "class": prediction.class_name,
+        "width": width,
+        "height": height,
+        "ms": round(ms, 3),
+    }
+
+
+class _UniqueNames:
+    """Output names from the last two folders and the stem; equal ones get a number."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def of(self, path: Path) -> str:
+        parts = [*path.parts[-3:-1], path.stem]
+        name = "_".join(part for part in parts if part not in ("/", "..", "."))
+        count = self._seen.get(name, 0)
+        self._seen[name] = count + 1
+        return name if count == 0 else f"{name}_{count}"

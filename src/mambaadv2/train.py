@@ -1,0 +1,249 @@
+"""Training: good images in, a run folder out. The loop is flat and in order of time.
+
+Nothing here looks at test images: the split is train/good, of which a part is held out for the
+scorer's statistics and the thresholds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mambaadv2 import __version__
+from mambaadv2.checkpoint import ModelCard, make_scorer, save_run
+from mambaadv2.data.features import ImageSource, Source, fill_store, fingerprint, plan_cache, slices
+from mambaadv2.data.index import mvtec_records
+from mambaadv2.errors import ConfigError
+from mambaadv2.fit import Plan, StepPlan, TimePlan, TrainConfig, fit
+from mambaadv2.heldout import HeldOut, fit_on_heldout
+from mambaadv2.model.config import ModelConfig
+from mambaadv2.model.encoder import build_encoder
+from mambaadv2.model.network import Network, pca_start, set_feature_scale
+from mambaadv2.model.presets import preset_config
+from mambaadv2.runlog import RunLog
+
+START_IMAGES = 64  # behind the feature scale and the PCA start
+CALIBRATION_COST = 2.0  # of calibrating an image, in encodings of one
+
+
+# Length and batch of a run where the caller names none.
+PRESET_TRAINING: Mapping[str, TrainConfig] = {
+    "lite": TrainConfig(minutes=30.0, batch_size=8),
+    "r34": TrainConfig(epochs=100, batch_size=16, shape="step"),
+}
+
+
+def train(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    preset: str = "lite",
+    encoder: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    batch_size: int | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    limit_classes: Sequence[str] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Train one model on all classes of a data set and write a run folder; returns its path.
+
+    data: root in MVTec AD's layout. out: folder to write. preset: "lite" or "r34". encoder,
+    weights: another timm encoder, its weights from a file. epochs or minutes: length of the run; by
+    default the preset's. image_size: side of the square input in pixels, a multiple of 32.
+    limit_classes: learn only these. On a CPU the same seed gives the same bits, unless `minutes`
+    sets the length.
+
+    Raises `DataError`, `WeightsError` and `ConfigError` before any work, `TrainingError` when the
+    loss stops being finite.
+
+    >>> from mambaadv2 import train, evaluate  # doctest: +SKIP
+    >>> run = train("parts", "runs/parts", minutes=10)  # doctest: +SKIP
+    >>> print(evaluate(run, "parts").table())  # doctest: +SKIP
+    """
+    if epochs is not None and minutes is not None:
+        raise ConfigError("epochs, minutes: expected at most one of them")
+    size = None if image_size is None else (image_size, image_size)
+    model = preset_config(preset, encoder=encoder, image_size=size)
+    base = PRESET_TRAINING[preset]
+    config = dataclasses.replace(
+        base,
+        epochs=base.epochs if epochs is None and minutes is None else epochs,
+        minutes=base.minutes if epochs is None and minutes is None else minutes,
+        batch_size=batch_size or base.batch_size,
+        seed=seed,
+        device=device,
+        precision=precision,
+    )
+    return train_model(
+        data, out, model, config, weights=weights, classes=limit_classes, progress=progress
+    )
+
+
+def train_model(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+    progress: bool = True,
+) -> Path:
+    """As `train`, with every field of the model and of the run in the caller's hands."""
+    start = time.monotonic()
+    paths = _paths_by_class(data, classes)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        backbone = build_encoder(
+            model.encoder, weights=Path(weights) if weights else None, image_size=model.image_size
+        )
+        network = Network(model, backbone).to(_device(config.device))
+        parts = {name: _split(files, config) for name, files in paths.items()}
+        settings = {"model": model, "training": config, "encoder": backbone.provenance}
+        with RunLog(folder, progress=progress, settings=settings) as log:
+            learn, held, print_ = _sources(network, parts, config, folder, log)
+            _set_start(network, learn, config)
+            if config.minutes is None:
+                per_epoch = -(-len(learn) // config.batch_size)
+                plan: Plan = StepPlan(total=(config.epochs or 1) * per_epoch)
+            else:
+                plan = TimePlan(
+                    start=time.monotonic(),
+                    end=start + 60 * config.minutes - CALIBRATION_COST * log.encoding(len(held)),
+                )
+            steps = fit(network, learn, config, plan, log)
+            log.say("calibrating on held-out normal images")
+            scorer = make_scorer(model, network, len(parts)).to(network.feature_scale.device)
+            names = list(parts)
+            held_out = fit_on_heldout(
+                network,
+                scorer,
+                dict(zip(names, slices(held, [len(p.held) for p in parts.values()]), strict=True)),
+                dict(
+                    zip(names, slices(learn, [len(p.learn) for p in parts.values()]), strict=True)
+                ),
+            )
+            seconds = time.monotonic() - start
+            facts = {
+                "version": __version__,
+                "steps": steps,
+                "seconds": round(seconds, 1),
+                "seed": config.seed,
+                "images": {name: len(p.learn) for name, p in parts.items()},
+                "data_sha256": print_,
+            }
+            save_run(folder, network, scorer, _card(network, held_out, parts, facts))
+            log.say(f"done in {seconds:.0f} s after {steps} steps: {folder}")
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Files of one class: to learn from, and held out."""
+
+    learn: tuple[Path, ...]
+    held: tuple[Path, ...]
+
+
+def _paths_by_class(
+    data: str | os.PathLike[str], classes: Sequence[str] | None
+) -> dict[str, list[Path]]:
+    paths: dict[str, list[Path]] = {}
+    for record in mvtec_records(data, split="train", classes=classes):
+        paths.setdefault(record.class_name, []).append(record.path)
+    return paths
+
+
+def _split(paths: Sequence[Path], config: TrainConfig) -> _Part:
+    """Hold out a share of a class's images, the same ones for the same seed and number of files.
+
+    A class of one image is used for both; its threshold then says little, and the card shows it.
+    """
+    count = len(paths)
+    if count == 1:
+        return _Part(learn=tuple(paths), held=tuple(paths))
+    least = min(config.holdout_least, count // 3)
+    held = max(1, least, round(config.holdout * count))
+    generator = torch.Generator().manual_seed(config.seed)
+    chosen = set(torch.randperm(count, generator=generator)[: min(held, count - 1)].tolist())
+    return _Part(
+        learn=tuple(p for i, p in enumerate(paths) if i not in chosen),
+        held=tuple(p for i, p in enumerate(paths) if i in chosen),
+    )
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError('device: "cuda" was asked for, but torch sees no CUDA device here')
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def _sources(
+    network: Network, parts: Mapping[str, _Part], config: TrainConfig, folder: Path, log: RunLog
+) -> tuple[Source, Source, str]:
+    """Features of the images to learn from and of the held-out ones, and the data's fingerprint."""
+    device, size = network.feature_scale.device, network.config.image_size
+    learn = [path for part in parts.values() for path in part.learn]
+    held = [path for part in parts.values() for path in part.held]
+
+    def encode(images: Tensor) -> tuple[Tensor, ...]:
+        return network.features(images.to(device))
+
+    shapes = [(f.shape[1], f.shape[2], f.shape[3]) for f in encode(torch.zeros(1, 3, *size))]
+    values = sum(c * h * w for c, h, w in shapes)
+    plan = plan_cache(config.cache, len(learn) + len(held), values, folder)
+    log.say(plan.reason)
+    print_ = fingerprint(learn + held)
+    if plan.mode == "off":
+        return ImageSource(learn, size, encode), ImageSource(held, size, encode), print_
+    provenance = network.encoder.provenance
+    key = f"{print_} {provenance.name} {provenance.sha256} {size}"
+    stores: list[Source] = []
+    with log.bar(len(learn) + len(held), "features") as tick:
+        for name, files in (("learn", learn), ("held", held)):
+            target = folder / "features" / name if plan.mode == "disk" else None
+            stores.append(
+                fill_store(files, size, encode, shapes, folder=target, key=key, tick=tick)
+            )
+    return stores[0], stores[1], print_
+
+
+def _set_start(network: Network, learn: Source, config: TrainConfig) -> None:
+    """Feature scale and PCA start from images drawn evenly over the whole list."""
+    count = min(START_IMAGES, len(learn))
+    positions = [i * len(learn) // count for i in range(count)]
+    device = network.feature_scale.device
+    features = tuple(f.to(device) for f in learn.batch(positions))
+    set_feature_scale(network, features)
+    if config.pca_start:
+        pca_start(network, features)
+
+
+def _card(
+    network: Network, held_out: HeldOut, parts: Mapping[str, _Part], facts: Mapping[str, object]
+) -> ModelCard:
+    return ModelCard(
+        model=network.config,
+        encoder=network.encoder.provenance,
+        classes=tuple(parts),
+        thresholds={name: c.threshold for name, c in held_out.classes.items()},
+        calibration_images={name: c.images for name, c in held_out.classes.items()},
+        colour_scale=(held_out.colours.low, held_out.colours.high),
+        training=dict(facts),
+    )
