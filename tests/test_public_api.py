@@ -54,5 +54,5 @@ def test_dir_lists_the_public_names() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'fit'"):
-        mambaadv2.fit  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'finetune'"):
+        mambaadv2.finetune  # noqa: B018

@@ -3,7 +3,7 @@
 Rule (our choice): log scores of normal images are roughly normal within a class, so the threshold
 is the upper end of the prediction interval for one new image at a nominal false-alarm rate,
 exp(mean + t sqrt(1 + 1/n) s), with Student's t. With few images s leans on the spread pooled over
-the classes. It says nothing about defects and never sees one.
+the other classes. It says nothing about defects and never sees one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mambaadv2.errors import ConfigError
 
 FALSE_ALARM_RATE = 0.01
 PRIOR_IMAGES = 8.0  # the pooled spread weighs as much as this many images of the class
+LONE_SPREAD = 0.05  # of log scores, where no class has two images
 FULL_SCALE = 2.0  # the colour scale ends at twice the threshold
 
 
@@ -61,25 +62,28 @@ def calibrate_classes(
     if not 0 < rate < 0.5:
         raise ConfigError(f"rate: expected a false-alarm rate between 0 and 0.5, got {rate}")
     logs: dict[str, NDArray[np.float64]] = {}
-    for name, values in scores.items():
-        array = np.asarray(values, dtype=np.float64)
+    for name, sample in scores.items():
+        array = np.asarray(sample, dtype=np.float64)
         if array.size == 0 or not np.all(np.isfinite(array)) or not np.all(array > 0):
             raise ConfigError(
                 f"calibration of class {name!r}: expected positive finite scores of at least one "
-                f"held-out normal image, got {list(values)[:5]}"
+                f"held-out normal image, got {list(sample)[:5]}"
             )
         logs[name] = np.log(array)
-    deviations = np.concatenate([v - v.mean() for v in logs.values()])
+    squares = {name: float(((v - v.mean()) ** 2).sum()) for name, v in logs.items()}
     freedom = sum(len(v) - 1 for v in logs.values())
-    pooled = float((deviations**2).sum() / freedom) if freedom else 0.05**2
     calibrated: dict[str, ClassCalibration] = {}
-    for name, log in logs.items():
-        n = len(log)
-        own = float(((log - log.mean()) ** 2).sum())
-        prior = min(PRIOR_IMAGES, float(freedom)) if freedom else PRIOR_IMAGES
-        variance = (own + prior * pooled) / (n - 1 + prior)
+    for name, values in logs.items():
+        n = len(values)
+        # The other classes only: a class counted in its own prior would seem twice as certain.
+        others = freedom - (n - 1)
+        prior = min(PRIOR_IMAGES, float(others))
+        pooled = (sum(squares.values()) - squares[name]) / others if others else 0.0
+        if n - 1 + prior == 0:  # one image in all
+            prior, pooled = PRIOR_IMAGES, LONE_SPREAD**2
+        variance = (squares[name] + prior * pooled) / (n - 1 + prior)
         t = float(stats.t.ppf(1 - rate, df=n - 1 + prior))
-        upper = float(log.mean()) + t * math.sqrt(variance * (1 + 1 / n))
+        upper = float(values.mean()) + t * math.sqrt(max(0.0, variance) * (1 + 1 / n))
         calibrated[name] = ClassCalibration(threshold=math.exp(upper), images=n)
     return calibrated
 

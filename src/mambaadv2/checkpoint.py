@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,15 @@ class ModelCard:
                     f"{DESCRIPTION}: {name} must have one entry per class {list(self.classes)}, "
                     f"got {sorted(getattr(self, name))}"
                 )
+        for name, value in self.thresholds.items():
+            if not 0 < value < math.inf:
+                raise CheckpointError(
+                    f"{DESCRIPTION}: thresholds: expected a number above 0 for {name}, got {value}"
+                )
+        if len(self.colour_scale) != 2 or not 0 <= self.colour_scale[0] < self.colour_scale[1]:
+            raise CheckpointError(
+                f"{DESCRIPTION}: colour_scale: expected 0 <= low < high, got {self.colour_scale}"
+            )
 
 
 def save_run(folder: Path, network: Network, scorer: Scorer, card: ModelCard) -> None:
@@ -83,16 +93,28 @@ def load_run(folder: Path, device: torch.device) -> tuple[Network, Scorer, Model
     """
     card, expected_hash = read_card(folder)
     tensors = _read_weights(folder / WEIGHTS, expected_hash)
-    # Weights follow from the file, so neither a hub nor a package is asked for them.
-    encoder = build_encoder(card.encoder.name, pretrained=False, image_size=card.model.image_size)
-    encoder.provenance = card.encoder
-    network = Network(card.model, encoder)
+    network = _build(card, folder / DESCRIPTION)
     scorer = make_scorer(card.model, network, len(card.classes))
     for prefix, module in (("network.", network), ("scorer.", scorer)):
         part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         _load_strictly(module, part, folder / WEIGHTS)
     network.eval().to(device)
     return network, scorer.eval().to(device), card
+
+
+def _build(card: ModelCard, path: Path) -> Network:
+    """The network of a card with weights that mean nothing yet."""
+    # The caller's random state stays as it is: start values are drawn only to be overwritten.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            # Weights follow from the file, so neither a hub nor a package is asked for them.
+            encoder = build_encoder(
+                card.encoder.name, pretrained=False, image_size=card.model.image_size
+            )
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: its encoder cannot be built ({error})") from error
+        encoder.provenance = card.encoder
+        return Network(card.model, encoder)
 
 
 def make_scorer(config: ModelConfig, network: Network, classes: int) -> Scorer:
@@ -111,6 +133,8 @@ def read_card(folder: Path) -> tuple[ModelCard, str]:
         ) from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
     version = raw.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise CheckpointError(
@@ -126,7 +150,7 @@ def read_card(folder: Path) -> tuple[ModelCard, str]:
             colour_scale=tuple(raw.pop("colour_scale")),
             **raw,
         )
-    except (KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path}: missing or unknown field ({error})") from error
     return card, expected_hash
 

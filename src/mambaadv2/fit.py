@@ -141,8 +141,9 @@ def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: R
     optimizer = make_optimizer(parameters, base_rate, config.weight_decay, config.betas)
     order = _shuffled(len(learn), config)
     network.train()
-    step = 0
-    while (done := plan.progress(step)) < 1.0:
+    log.begin()
+    step, done = 0, plan.progress(0)
+    while done < 1.0:
         epoch, positions = next(order)
         rate = base_rate * rate_at(done, config.shape)
         for group in optimizer.param_groups:
@@ -156,10 +157,11 @@ def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: R
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip)
         values = {name: float(term.detach()) for name, term in terms.items()}
+        step += 1
         _require_finite(step, values, float(norm))
         optimizer.step()
-        step += 1
-        log.step(epoch, step, values, float(norm), rate, len(positions), plan.progress(step))
+        done = plan.progress(step)
+        log.step(epoch, step, values, float(norm), rate, len(positions), done)
     network.eval()
     return step
 

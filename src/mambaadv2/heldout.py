@@ -23,6 +23,9 @@ from mambaadv2.model.scoring import ResidualMoments, Scorer, class_descriptor, w
 BATCH = 16
 COLOUR_IMAGES = 16  # per class: enough for a quantile over pixels, little memory
 
+Moments = list[list[ResidualMoments]]
+"""By image, then by scale."""
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
@@ -44,26 +47,25 @@ def fit_on_heldout(
     network.eval()
     device = network.feature_scale.device
     scorer.fit_classes([_descriptors(source) for source in train.values()])
-    residuals = {name: _moments(network, source) for name, source in held.items()}
+    whitened = scorer.kind == "whitened"
+    residuals = {name: _moments(network, source) for name, source in held.items() if whitened}
     pooled = _pooled(residuals)
-    if scorer.kind == "whitened":
-        for index, parts in enumerate(residuals.values()):
-            _fit_class(scorer, index, parts, pooled)
     scores: dict[str, list[float]] = {}
     samples: dict[str, list[NDArray[np.float32]]] = {}
     for index, (name, source) in enumerate(held.items()):
         scores[name], samples[name] = [], []
         for i in range(len(source)):
-            if scorer.kind == "whitened" and len(source) > 1:
-                others = residuals[name][:i] + residuals[name][i + 1 :]
-                _fit_class(scorer, index, others, pooled)
+            if whitened:
+                own = residuals[name]
+                others = own[:i] + own[i + 1 :] or own  # a class of one image has only itself
+                _fit_class(scorer, index, others, _exchanged(pooled, own, others, len(held)))
             scaled = network.scaled(_to(source.batch([i]), device))
             label = torch.tensor([index], device=device)
             values = scorer(scaled, network.reconstruct(scaled), label)[0].cpu().numpy()
             scores[name].append(float(values.max()))
             if i < COLOUR_IMAGES:
                 samples[name].append(values)
-        if scorer.kind == "whitened":
+        if whitened:
             _fit_class(scorer, index, residuals[name], pooled)
     calibrated = calibrate_classes(scores)
     relative = [v / calibrated[name].threshold for name, maps in samples.items() for v in maps]
@@ -83,10 +85,10 @@ def _descriptors(source: Source) -> Tensor:
     return torch.cat([class_descriptor(source.batch(b)) for b in _batches(source)])
 
 
-def _moments(network: Network, source: Source) -> list[list[ResidualMoments]]:
-    """Residual moments per image and scale."""
+def _moments(network: Network, source: Source) -> Moments:
+    """Residual moments of every image."""
     device = network.feature_scale.device
-    parts: list[list[ResidualMoments]] = []
+    parts: Moments = []
     for positions in _batches(source):
         scaled = network.scaled(_to(source.batch(positions), device))
         residuals = [
@@ -97,20 +99,27 @@ def _moments(network: Network, source: Source) -> list[list[ResidualMoments]]:
     return parts
 
 
-def _pooled(residuals: Mapping[str, list[list[ResidualMoments]]]) -> list[Tensor]:
+def _covariance(parts: Moments, scale: int) -> Tensor:
+    return ResidualMoments.sum([part[scale] for part in parts]).covariance
+
+
+def _pooled(residuals: Mapping[str, Moments]) -> list[Tensor]:
     """Per scale the mean over classes of the within-class covariance."""
-    scales = len(next(iter(residuals.values()))[0])
+    classes = list(residuals.values())
+    scales = len(classes[0][0]) if classes else 0
+    return [torch.stack([_covariance(c, s) for c in classes]).mean(dim=0) for s in range(scales)]
+
+
+def _exchanged(
+    pooled: Sequence[Tensor], own: Moments, others: Moments, classes: int
+) -> list[Tensor]:
+    """`pooled` with `others` in the place of a class's `own` images."""
     return [
-        torch.stack(
-            [ResidualMoments.sum([p[s] for p in parts]).covariance for parts in residuals.values()]
-        ).mean(dim=0)
-        for s in range(scales)
+        p + (_covariance(others, s) - _covariance(own, s)) / classes for s, p in enumerate(pooled)
     ]
 
 
-def _fit_class(
-    scorer: Scorer, index: int, parts: Sequence[Sequence[ResidualMoments]], pooled: Sequence[Tensor]
-) -> None:
+def _fit_class(scorer: Scorer, index: int, parts: Moments, pooled: Sequence[Tensor]) -> None:
     for scale, covariance in enumerate(pooled):
         mean, matrix = whitening([p[scale] for p in parts], covariance)
         scorer.fit_whitening(index, scale, mean, matrix)

@@ -268,8 +268,8 @@ def overlay(
 ) -> NDArray[np.uint8]:
     """Lay the heat of (H, W) `values` over (H, W, 3) uint8 RGB; returns a new image.
 
-    Nothing is drawn at or below `low`. Above it the heat's opacity grows in proportion and reaches
-    `opacity`, in [0, 1], at `high`: an image without anomaly stays as it is.
+    Nothing is drawn at or below `low`. Above it the heat's opacity grows, fast at first, up to
+    `opacity` (0 to 1) at `high`: an image without anomaly stays as it is.
     """
     _require_rgb(rgb)
     levels = _levels(values, low, high)
@@ -278,7 +278,7 @@ def overlay(
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
     # Fixed point with 8 bits: result = (image * (256 - weight) + heat * weight) / 256.
-    weight = np.rint(np.arange(256) * (256 * opacity / 255)).astype(np.uint16)
+    weight = np.rint((np.arange(256) / 255) ** 0.7 * (256 * opacity)).astype(np.uint16)
     heat = _heat_table().astype(np.uint16) * weight[:, None] + 128
     mixed = rgb * np.take(256 - weight, levels)[:, :, None] + np.take(heat, levels, axis=0)
     return np.asarray(mixed >> 8, np.uint8)

@@ -67,7 +67,7 @@ class Predictor:
         if not images:
             return []
         for i, image in enumerate(images):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            if image.shape[2:] != (3,) or image.size == 0 or image.dtype != np.uint8:
                 raise DataError(
                     f"images[{i}]: expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}"
                 )
@@ -181,6 +181,7 @@ def _predict_each(
 def find_images(inputs: Sequence[str]) -> Iterator[Path]:
     """Image files behind files, folders (searched to the bottom) and glob patterns, sorted.
 
+    Hidden files and folders inside a folder are left out.
     Raises `DataError` when an input matches nothing.
     """
     for text in inputs:
@@ -189,7 +190,7 @@ def find_images(inputs: Sequence[str]) -> Iterator[Path]:
             yield path
             continue
         if path.is_dir():
-            found = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES)
+            found = (p for p in sorted(path.rglob("*")) if _is_image(p, path))
         else:
             found = (Path(p) for p in sorted(glob.glob(text, recursive=True)) if Path(p).is_file())
         first = next(found, None)
@@ -200,6 +201,11 @@ def find_images(inputs: Sequence[str]) -> Iterator[Path]:
             )
         yield first
         yield from found
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
 
 
 def predict_to_folder(
@@ -265,11 +271,14 @@ class _UniqueNames:
     """Output names from the last two folders and the stem; equal ones get a number."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, int] = {}
+        self._taken: set[str] = set()
+        self._next: dict[str, int] = {}
 
     def of(self, path: Path) -> str:
         parts = [*path.parts[-3:-1], path.stem]
-        name = "_".join(part for part in parts if part not in ("/", "..", "."))
-        count = self._seen.get(name, 0)
-        self._seen[name] = count + 1
-        return name if count == 0 else f"{name}_{count}"
+        base = name = "_".join(part for part in parts if part not in ("/", "..", "."))
+        while name in self._taken:  # a numbered name may itself be another file's
+            self._next[base] = self._next.get(base, 0) + 1
+            name = f"{base}_{self._next[base]}"
+        self._taken.add(name)
+        return name

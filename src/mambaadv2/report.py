@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -31,8 +32,8 @@ METRICS: tuple[tuple[str, str, str], ...] = (
 )
 """Key, group and heading of the table's columns."""
 
+# Pixels of an embedded picture's longer side; larger ones are shrunk.
 _LARGEST = 320
-"""Longer side of an embedded picture; larger ones are shrunk, smaller ones stay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +44,8 @@ class TableRow:
     metrics: Mapping[str, float | None]
     """A value in 0..1 for every key of `METRICS`, None where undefined."""
     n_good: int | None = None
-    """Good test images; None leaves the cell empty."""
+    """Good test images, as `n_defect` those with a defect; None leaves the cell empty."""
     n_defect: int | None = None
-    """Test images with a defect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +92,11 @@ def write_demo_page(
     """
     if not loss_svg.startswith("<svg"):
         raise ValueError("loss_svg: expected the <svg> element that line_chart returns")
+    minutes, rest = divmod(round(seconds), 60)
+    duration = f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>Made by <code>{escape(command)}</code> in {_duration(seconds)}.</p>",
+        f"<p>Made by <code>{escape(command)}</code> in {duration}.</p>",
         "<h2>Results</h2>",
         _table(table_rows),
         *(f"<p class=note>{escape(note)}</p>" for note in notes),
@@ -108,18 +110,8 @@ def write_demo_page(
     target.write_text(_PAGE.format(title=escape(title), body="\n".join(parts)), encoding="utf-8")
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    return (f"{hours} h " if hours else "") + f"{rest // 60} min {rest % 60} s"
-
-
 def _table(rows: Sequence[TableRow]) -> str:
-    groups: dict[str, int] = {}
-    for _, group, _ in METRICS:
-        groups[group] = groups.get(group, 0) + 1
+    groups = Counter(group for _, group, _ in METRICS)
     head = "".join(f"<th colspan={n} scope=colgroup>{group}</th>" for group, n in groups.items())
     names = "".join(f"<th scope=col>{heading}</th>" for _, _, heading in METRICS)
     return (
@@ -151,17 +143,14 @@ def _percent(row: TableRow, key: str) -> str:
 
 
 def _gallery(figures: Sequence[Figure], colour_range: tuple[float, float]) -> str:
-    by_class: dict[str, list[Figure]] = {}
-    for figure in figures:
-        by_class.setdefault(figure.class_name, []).append(figure)
     parts = [
         "<p>Each row: the image, the heat of its anomaly map, the true defect outlined. "
         "An image is called defect when its score is above the threshold of its class.</p>",
         _colour_scale(*colour_range),
     ]
-    for name, members in by_class.items():
+    for name in dict.fromkeys(figure.class_name for figure in figures):
         parts.append(f"<h3>{escape(name)}</h3>")
-        parts.extend(_figure(figure, colour_range) for figure in members)
+        parts.extend(_figure(each, colour_range) for each in figures if each.class_name == name)
     return "\n".join(parts)
 
 
@@ -171,24 +160,21 @@ def _figure(figure: Figure, colour_range: tuple[float, float]) -> str:
     what = f"{figure.class_name}, {figure.label}"
     heat = overlay(figure.image, figure.map / figure.threshold, *colour_range, opacity=0.7)
     pictures = [_picture(figure.image, what), _picture(heat, f"{what}: heat map")]
-    if figure.mask is not None:
-        pictures.append(_picture(outline(figure.image, figure.mask), f"{what}: true mask"))
-    else:
+    if figure.mask is None:
         pictures.append("<span class=none>no mask</span>")
-    verdict = {
-        (True, True): "found",
-        (True, False): "false alarm",
-        (False, True): "missed",
-        (False, False): "correct",
-    }[figure.defect, figure.label != "good"]
-    return (
-        f"<figure>{''.join(pictures)}<figcaption>"
-        f"<strong>{escape(figure.label)}</strong><br>"
-        f"decision: {'defect' if figure.defect else 'good'} "
-        f"<span class='{'right' if verdict in ('found', 'correct') else 'wrong'}'>({verdict})"
-        f"</span><br>score {figure.score:.4g}<br>threshold {figure.threshold:.4g}<br>"
-        f"{figure.score / figure.threshold:.2f} × threshold</figcaption></figure>"
+    else:
+        pictures.append(_picture(outline(figure.image, figure.mask), f"{what}: true mask"))
+    right = figure.defect == (figure.label != "good")
+    verdict = "correct" if right else "false alarm" if figure.defect else "missed"
+    said = "defect" if figure.defect else "good"
+    lines = (
+        f"<strong>{escape(figure.label)}</strong>",
+        f"decision: {said} <span class={'right' if right else 'wrong'}>({verdict})</span>",
+        f"score {figure.score:.4g}",
+        f"threshold {figure.threshold:.4g}",
+        f"{figure.score / figure.threshold:.2f} × threshold",
     )
+    return f"<figure>{''.join(pictures)}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
 
 
 def _picture(rgb: NDArray[np.uint8], alt: str) -> str:
@@ -228,41 +214,34 @@ _PAGE = """<!DOCTYPE html>
  --right: #1a7f37; --wrong: #b42318; }}
 @media (prefers-color-scheme: dark) {{ :root {{ --ink: #e6edf3; --soft: #9aa4af; --line: #3a424b;
  --paper: #12161b; --band: #1b2128; --right: #4ac26b; --wrong: #ff8a7a; }} }}
-body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper);
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper);
  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.7rem; line-height: 1.2; }}
-h2 {{ margin-top: 2.2rem; font-size: 1.25rem; border-bottom: 1px solid var(--line); }}
-h3 {{ margin: 1.4rem 0 .4rem; font-size: 1.05rem; }}
+h2 {{ margin-top: 2.2rem; border-bottom: 1px solid var(--line); font-size: 1.25rem; }}
+h3 {{ margin: 1.4rem 0 .4rem; font-size: 1.05rem; break-after: avoid; }}
 code {{ background: var(--band); padding: .1em .3em; overflow-wrap: anywhere; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 caption {{ caption-side: bottom; text-align: left; padding-top: .4rem; }}
-caption, .note {{ color: var(--soft); font-size: .9rem; }}
+caption, .note, .none {{ color: var(--soft); font-size: .9rem; }} .none {{ text-align: center; }}
 th, td {{ padding: .25rem .6rem; text-align: right; white-space: nowrap; }}
-thead th {{ font-weight: 600; font-size: .9rem; }}
 thead th[scope=colgroup] {{ text-align: center; color: var(--soft); }}
 thead tr:last-child th {{ border-bottom: 2px solid var(--line); }}
 tbody tr:nth-child(odd) {{ background: var(--band); }}
 tbody tr:last-child:not(:only-child) > * {{ border-top: 2px solid var(--line); font-weight: 600; }}
-th:first-child {{ text-align: left; }}
-figure {{ display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)) 11rem; gap: .5rem;
+tr:first-child > th:first-child, th[scope=row] {{ text-align: left; }}
+figure {{ display: grid; grid-template-columns: repeat(3, minmax(0, 13rem)) 1fr; gap: .5rem;
  margin: 0 0 .5rem; align-items: center; break-inside: avoid; }}
-figure img {{ width: 100%; height: auto; display: block; }}
-figcaption {{ padding-left: .5rem; font-size: .9rem; font-variant-numeric: tabular-nums; }}
+img, svg {{ max-width: 100%; height: auto; display: block; }} img {{ width: 100%; }}
+figcaption {{ padding-left: .5rem; font-size: .9rem; }}
 .right {{ color: var(--right); }} .wrong {{ color: var(--wrong); font-weight: 600; }}
-.none {{ color: var(--soft); text-align: center; }}
-.scale {{ max-width: 26rem; margin: 1rem 2rem 2.2rem; }}
-.scale img {{ width: 100%; height: .9rem; display: block; }}
-.scale div {{ position: relative; height: 1.4rem; font-size: .85rem; color: var(--soft); }}
-.scale span {{ position: absolute; transform: translateX(-50%); white-space: nowrap;
- padding-top: .35rem; }}
-.scale span::before {{ content: ""; position: absolute; left: 50%; top: 0; height: .4rem;
- border-left: 1px solid var(--ink); }}
-svg {{ max-width: 100%; height: auto; }}
+.scale {{ max-width: 26rem; margin: 1rem 2rem 3.4rem; }} .scale img {{ height: .9rem; }}
+.scale div {{ position: relative; text-align: center; font-size: .85rem; color: var(--soft); }}
+.scale span {{ position: absolute; transform: translateX(-50%); white-space: nowrap; }}
+.scale span::before {{ content: "|"; display: block; font-size: .5rem; line-height: 1; }}
 @media (max-width: 40rem) {{ figure {{ grid-template-columns: repeat(3, minmax(0, 1fr)); }}
  figcaption {{ grid-column: 1 / -1; padding: 0; }} }}
 @media print {{ body {{ max-width: none; margin: 0; font-size: 10pt; }}
- figure {{ grid-template-columns: repeat(3, 4.2cm) auto; }}
+ figure {{ grid-template-columns: repeat(3, 4.2cm) 1fr; }}
  * {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }} }}
 </style>
 </head>
@@ -273,15 +252,23 @@ svg {{ max-width: 100%; height: auto; }}
 """
 
 _WIDTH, _HEIGHT = 720, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 18, 44, 52
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 30, 44, 52
 _MOST_POINTS = 1500
-# Okabe and Ito's colours for every kind of colour vision; the dashes tell them apart in print.
+# Light, dark, dashes: Okabe and Ito's colours for every kind of colour vision, dashes for print.
 _LINES = (
-    ("#0072b2", "#56b4e9", ""),
+    ("#0072b2", "#56b4e9", "none"),
     ("#d55e00", "#ff9e57", "7 3"),
     ("#00805c", "#2fd0a0", "2 3"),
     ("#a6407c", "#e79ac8", "9 3 2 3"),
     ("#8a6d00", "#f0e442", "12 4"),
+)
+# Light colours are attributes, for programs that know no CSS. Inside an <svg> a style holds for the
+# page around it too, hence the prefix.
+_DARK = (
+    "@media (prefers-color-scheme: dark){.chart{fill:#c3ccd5} .chart .grid{stroke:#3a424b} "
+    ".chart .paper{fill:#12161b} .chart .halo{stroke:#12161b} "
+    + " ".join(f".chart .c{kind}{{stroke:{dark}}}" for kind, (_, dark, _) in enumerate(_LINES))
+    + "}"
 )
 
 
@@ -302,34 +289,112 @@ def line_chart(
         name: _thinned([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
         for name, points in series.items()
     }
-    every = [point for points in lines.values() for point in points]
-    xs, ys = [x for x, _ in every] or [0.0], [y for _, y in every] or [0.0]
-    floor = 0.0 if 0 <= min(ys) <= max(ys) / 2 else min(ys)
-    x_ticks, y_ticks = nice_ticks(min(xs), max(xs), 8), nice_ticks(floor, max(ys), 5)
-    # The x axis ends with the data, so that no empty strip is left at the right.
-    x_low, x_high = (min(xs), max(xs)) if min(xs) < max(xs) else (x_ticks[0], x_ticks[-1])
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        right = (x - x_low) / (x_high - x_low)
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return (
-            _LEFT + right * (_WIDTH - _LEFT - _RIGHT),
-            _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM),
-        )
-
-    parts = [_axes(x_ticks, y_ticks, (x_low, x_high), place, (x_label, y_label))]
+    every = [point for points in lines.values() for point in points] or [(0.0, 0.0)]
+    xs, ys = zip(*every, strict=True)
+    x_ticks = nice_ticks(min(xs), max(xs), 8)
+    y_ticks = nice_ticks(0.0 if 0 <= min(ys) <= max(ys) / 2 else min(ys), max(ys), 5)
+    across = _Axis(x_ticks[0], x_ticks[-1], _LEFT, _WIDTH - _RIGHT)
+    up = _Axis(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    parts = [
+        f'<rect class="paper" width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
+        _text(_LEFT, 24, title, "start", 'font-size="15" font-weight="600"'),
+        _text((_LEFT + _WIDTH) / 2, _HEIGHT - 10, x_label),
+        _text(0, 0, y_label, "middle", f'transform="translate(18 {_HEIGHT / 2}) rotate(-90)"'),
+    ]
+    grid = '<path class="grid" stroke="#d0d7de" d="{}"/>'
+    for tick, label in _labels(x_ticks):
+        parts.append(grid.format(f"M{across.at(tick)} {_TOP}V{up.start}"))
+        parts.append(_text(across.at(tick), up.start + 18, label))
+    for tick, label in _labels(y_ticks):
+        parts.append(grid.format(f"M{_LEFT} {up.at(tick)}H{across.end}"))
+        parts.append(_text(_LEFT - 8, up.at(tick) + 4, label, "end"))
     for number, (name, points) in enumerate(lines.items()):
-        parts.append(_line(number, [place(x, y) for x, y in points]))
-        parts.append(_legend(number, name))
-    if not every:
-       
-        parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT /
-        2}" text-anchor="middle">no data</text>')
+        x, y = across.end - 12, _TOP + 14 + 18 * number
+        parts.append(_line(number, [(across.at(x), up.at(y)) for x, y in points]))
+        parts.append(_line(number, [(x - 30, y), (x, y)]))
+        halo = 'class="halo" stroke="#fff" stroke-width="4" paint-order="stroke"'
+        parts.append(_text(x - 38, y + 4, name, "end", halo))
+    if not any(lines.values()):
+        parts.append(_text(_WIDTH / 2, _HEIGHT / 2, "no data"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'width="{_WIDTH}" height="{_HEIGHT}" role="img">\n<title>{escape(title)}</title>\n'
-        f"<style>{_chart_style()}</style>\n"
-        f'<text class="head" x="{_LEFT}" y="24">{escape(title)}</text>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
+        f'width="{_WIDTH}" height="{_HEIGHT}" role="img" font-family="system-ui, sans-serif" '
+        f'font-size="13" fill="#3d444d">\n<title>{escape(title)}</title>\n'
+        f"<style>{_DARK}</style>\n" + "\n".join(parts) + "\n</svg>\n"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Maps `low`..`high` to the pixels `start`..`end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        part = (value - self.low) / (self.high - self.low)
+        return round(self.start + part * (self.end - self.start), 2)
+
+
+def nice_ticks(low: float, high: float, about: int) -> list[float]:
+    """Round, evenly spaced numbers from at or below `low` to at or above `high`.
+
+    Two at least; about `about` of them, steps of 1, 2 or 5 times a power of ten.
+
+    >>> nice_ticks(0.13, 0.92, 5)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        margin = abs(low) / 2 or 1.0
+        low, high = low - margin, high + margin
+    rough = (high - low) / about
+    power = math.floor(math.log10(rough))
+    factor = next(factor for factor in (1, 2, 5, 10) if factor * 10.0**power >= rough * 0.999)
+    # Whole multiples, divided rather than multiplied below 1: 3 / 10 is 0.3, 3 * 0.1 is not.
+    big, small = factor * 10.0 ** max(power, 0), 10.0 ** max(-power, 0)
+    first, last = math.floor(low / big * small + 1e-6), math.ceil(high / big * small - 1e-6)
+    return [number * big / small for number in range(first, last + 1)]
+
+
+def _labels(ticks: Sequence[float]) -> Iterable[tuple[float, str]]:
+    """Each tick with as many digits as tell it from the next."""
+    step, largest = ticks[1] - ticks[0], max(abs(ticks[0]), abs(ticks[-1]))
+    digits = max(0, -math.floor(math.log10(step * 1.001)))
+    for tick in ticks:
+        if step >= 1e-4 and largest < 1e6:
+            yield tick, f"{tick:.{digits}f}"
+        else:
+            mantissa, power = f"{tick:.{math.ceil(math.log10(largest / step)) + 1}e}".split("e")
+            yield tick, f"{float(mantissa):g}e{int(power)}"
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
+
+
+def _line(number: int, points: Sequence[tuple[float, float]]) -> str:
+    kind = number % len(_LINES)
+    colour, _, dashes = _LINES[kind]
+    if len(points) == 1:
+        (x, y), dashes = points[0], "none"
+        points = [(x - 2, y), (x + 2, y)]
+    path = " ".join(f"{x},{y}" for x, y in points)
+    return (
+        f'<polyline class="c{kind}" points="{path}" fill="none" stroke="{colour}" '
+        f'stroke-width="2" stroke-dasharray="{dashes}"/>'
+    )
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `_MOST_POINTS`: of every run of points, the lowest and the highest."""
+    run = math.ceil(2 * len(points) / _MOST_POINTS)
+    if run < 3:
+        return list(points)
+    kept: list[tuple[float, float]] = []
+    for start in range(0, len(points), run):
+        part = points[start : start + run]
+        low, high = (pick(part, key=lambda point: point[1]) for pick in (min, max))
+        kept.extend(sorted({low, high}, key=part.index))
+    return kept

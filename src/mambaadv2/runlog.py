@@ -29,7 +29,6 @@ class RunLog:
     def __init__(self, folder: Path, *, progress: bool, settings: Mapping[str, Any]) -> None:
         self.folder, self.progress = folder, progress
         self.start = time.monotonic()
-        self._encoding_seconds = 0.0
         self._epoch: dict[str, list[float]] = {}
         self._epoch_number, self._epoch_images, self._epoch_start = 1, 0, self.start
         self._curve: list[tuple[float, float]] = []
@@ -49,6 +48,7 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._flush()
         if self._bar is not None:
             self._bar.close()
         self._lines.close()
@@ -68,16 +68,14 @@ class RunLog:
     @contextlib.contextmanager
     def bar(self, total: int, label: str) -> Iterator[Callable[[int], object]]:
         """A progress bar over images; gives the function that advances it."""
-        start = time.monotonic()
         with tqdm(
             total=total, desc=label, unit="image", disable=None if self.progress else True
         ) as bar:
             yield bar.update
-        self._encoding_seconds = (time.monotonic() - start) / max(1, total)
 
-    def encoding(self, images: int) -> float:
-        """Seconds that encoding this many images took or would take; 0 before the first bar."""
-        return images * self._encoding_seconds
+    def begin(self) -> None:
+        """The first epoch starts now: what came before does not count as its time."""
+        self._epoch_start = time.monotonic()
 
     def step(
         self,
@@ -89,7 +87,10 @@ class RunLog:
         images: int,
         done: float,
     ) -> None:
-        """Record a step; writes a line of metrics.jsonl when an epoch or the run ends."""
+        """Record a step; a line of metrics.jsonl follows when its epoch or the run ends.
+
+        epoch and step count from 1.
+        """
         if epoch != self._epoch_number:
             self._flush()
             self._epoch_number = epoch

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from mambaadv2 import __version__
 from mambaadv2.checkpoint import ModelCard, make_scorer, save_run
-from mambaadv2.data.features import ImageSource, Source, fill_store, fingerprint, plan_cache, slices
+from mambaadv2.data.features import (
+    ImageSource,
+    Source,
+    SourceSlice,
+    fill_store,
+    fingerprint,
+    plan_cache,
+    slices,
+)
 from mambaadv2.data.index import mvtec_records
 from mambaadv2.errors import ConfigError
 from mambaadv2.fit import Plan, StepPlan, TimePlan, TrainConfig, fit
@@ -31,8 +39,6 @@ from mambaadv2.model.presets import preset_config
 from mambaadv2.runlog import RunLog
 
 START_IMAGES = 64  # behind the feature scale and the PCA start
-CALIBRATION_COST = 2.0  # of calibrating an image, in encodings of one
-
 
 # Length and batch of a run where the caller names none.
 PRESET_TRAINING: Mapping[str, TrainConfig] = {
@@ -82,7 +88,7 @@ def train(
         base,
         epochs=base.epochs if epochs is None and minutes is None else epochs,
         minutes=base.minutes if epochs is None and minutes is None else minutes,
-        batch_size=batch_size or base.batch_size,
+        batch_size=base.batch_size if batch_size is None else batch_size,
         seed=seed,
         device=device,
         precision=precision,
@@ -107,12 +113,13 @@ def train_model(
     paths = _paths_by_class(data, classes)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng():
+    device = _device(config.device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         backbone = build_encoder(
             model.encoder, weights=Path(weights) if weights else None, image_size=model.image_size
         )
-        network = Network(model, backbone).to(_device(config.device))
+        network = Network(model, backbone).to(device)
         parts = {name: _split(files, config) for name, files in paths.items()}
         settings = {"model": model, "training": config, "encoder": backbone.provenance}
         with RunLog(folder, progress=progress, settings=settings) as log:
@@ -122,13 +129,11 @@ def train_model(
                 per_epoch = -(-len(learn) // config.batch_size)
                 plan: Plan = StepPlan(total=(config.epochs or 1) * per_epoch)
             else:
-                plan = TimePlan(
-                    start=time.monotonic(),
-                    end=start + 60 * config.minutes - CALIBRATION_COST * log.encoding(len(held)),
-                )
+                reserve = _calibration_seconds(network, learn, held)
+                plan = TimePlan(start=time.monotonic(), end=start + 60 * config.minutes - reserve)
             steps = fit(network, learn, config, plan, log)
             log.say("calibrating on held-out normal images")
-            scorer = make_scorer(model, network, len(parts)).to(network.feature_scale.device)
+            scorer = make_scorer(model, network, len(parts)).to(device)
             names = list(parts)
             held_out = fit_on_heldout(
                 network,
@@ -233,6 +238,19 @@ def _set_start(network: Network, learn: Source, config: TrainConfig) -> None:
     set_feature_scale(network, features)
     if config.pca_start:
         pca_start(network, features)
+
+
+def _calibration_seconds(network: Network, learn: Source, held: Source) -> float:
+    """Seconds that calibration will take: a rehearsal on one image, scaled up."""
+    scorer = make_scorer(network.config, network, 1).to(network.feature_scale.device)
+    for _ in range(2):  # the first time anything runs it is slow
+        start = time.monotonic()
+        learn.batch([0])
+        encoded = time.monotonic()
+        fit_on_heldout(
+            network, scorer, {"": SourceSlice(held, 0, 1)}, {"": SourceSlice(learn, 0, 1)}
+        )
+    return (encoded - start) * len(learn) + (time.monotonic() - encoded) * len(held)
 
 
 def _card(

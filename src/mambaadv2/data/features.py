@@ -141,11 +141,17 @@ def _free_memory() -> float:
 
 
 def fingerprint(paths: Sequence[Path], *parts: str) -> str:
-    """SHA-256 of the parts and of the content of every file, in order (hexadecimal)."""
+    """SHA-256 of the parts and of the content of every file, in order (hexadecimal).
+
+    Raises `DataError` naming a file that cannot be read.
+    """
     total = hashlib.sha256("\n".join((PREPROCESSING, *parts)).encode())
     for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        try:
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     return total.hexdigest()
 
 
@@ -165,7 +171,7 @@ def fill_store(
     shapes: (C, h, w) of each scale. key: from `fingerprint`; a folder that holds it is used again.
     tick: called with the number of images done since the last call.
     """
-    stored = _open_stored(folder, key, len(shapes)) if folder else None
+    stored = _open_stored(folder, key, len(paths), shapes) if folder else None
     if stored is not None:
         tick(len(paths))
         return stored
@@ -210,16 +216,16 @@ def _to_half(feature: Tensor, path: Path) -> NDArray[np.float16]:
     return values.clamp(-FLOAT16_MAX, FLOAT16_MAX).numpy().astype(np.float16)
 
 
-def _open_stored(folder: Path, key: str, scales: int) -> FeatureStore | None:
+def _open_stored(
+    folder: Path, key: str, images: int, shapes: Sequence[tuple[int, int, int]]
+) -> FeatureStore | None:
     try:
         note = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-        if note != {"key": key}:
-            return None
-        return FeatureStore(
-            [
-                np.load(folder / f"scale_{i}.npy", mmap_mode="r", allow_pickle=False)
-                for i in range(scales)
-            ]
-        )
+        arrays = [
+            np.load(folder / f"scale_{i}.npy", mmap_mode="r", allow_pickle=False)
+            for i in range(len(shapes))
+        ]
     except (OSError, ValueError):
         return None
+    fits = [array.shape == (images, *s) for array, s in zip(arrays, shapes, strict=True)]
+    return FeatureStore(arrays) if note == {"key": key} and all(fits) else None
