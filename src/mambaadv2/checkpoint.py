@@ -49,17 +49,17 @@ class ModelCard:
         for name in ("thresholds", "calibration_images"):
             if set(getattr(self, name)) != set(self.classes):
                 raise CheckpointError(
-                    f"{DESCRIPTION}: {name} must have one entry per class {list(self.classes)}, "
+                    f"{name}: expected one entry per class {list(self.classes)}, "
                     f"got {sorted(getattr(self, name))}"
                 )
         for name, value in self.thresholds.items():
             if not 0 < value < math.inf:
                 raise CheckpointError(
-                    f"{DESCRIPTION}: thresholds: expected a number above 0 for {name}, got {value}"
+                    f"thresholds: expected a number above 0 for {name}, got {value}"
                 )
         if len(self.colour_scale) != 2 or not 0 <= self.colour_scale[0] < self.colour_scale[1]:
             raise CheckpointError(
-                f"{DESCRIPTION}: colour_scale: expected 0 <= low < high, got {self.colour_scale}"
+                f"colour_scale: expected 0 <= low < high, got {self.colour_scale}"
             )
 
 
@@ -68,10 +68,8 @@ def save_run(folder: Path, network: Network, scorer: Scorer, card: ModelCard) ->
     from safetensors.torch import save
 
     tensors = {
-        f"network.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()
-    }
-    tensors |= {
-        f"scorer.{k}": v.detach().cpu().contiguous() for k, v in scorer.state_dict().items()
+        name: value.detach().cpu().contiguous()
+        for name, value in _both(network, scorer).state_dict().items()
     }
     data = save(tensors, metadata={"format": "mambaadv2"})
     description = {
@@ -95,11 +93,14 @@ def load_run(folder: Path, device: torch.device) -> tuple[Network, Scorer, Model
     tensors = _read_weights(folder / WEIGHTS, expected_hash)
     network = _build(card, folder / DESCRIPTION)
     scorer = make_scorer(card.model, network, len(card.classes))
-    for prefix, module in (("network.", network), ("scorer.", scorer)):
-        part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        _load_strictly(module, part, folder / WEIGHTS)
+    _load_strictly(_both(network, scorer), tensors, folder / WEIGHTS)
     network.eval().to(device)
     return network, scorer.eval().to(device), card
+
+
+def _both(network: Network, scorer: Scorer) -> torch.nn.Module:
+    """One module, for the tensor names: network.* and scorer.*"""
+    return torch.nn.ModuleDict({"network": network, "scorer": scorer})
 
 
 def _build(card: ModelCard, path: Path) -> Network:
@@ -143,13 +144,20 @@ def read_card(folder: Path) -> tuple[ModelCard, str]:
         )
     try:
         expected_hash = str(raw.pop("weights_sha256"))
+        model = raw.pop("model")
+        # No field may take its default: a later default must not change an old model.
+        absent = {f.name for f in dataclasses.fields(ModelConfig)} - set(model)
+        if absent:
+            raise KeyError(*sorted(absent))
         card = ModelCard(
-            model=ModelConfig.from_dict(raw.pop("model")),
+            model=ModelConfig.from_dict(model),
             encoder=EncoderProvenance(**raw.pop("encoder")),
             classes=tuple(raw.pop("classes")),
             colour_scale=tuple(raw.pop("colour_scale")),
             **raw,
         )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path}: missing or unknown field ({error})") from error
     return card, expected_hash

@@ -53,23 +53,52 @@ def fit_on_heldout(
     scores: dict[str, list[float]] = {}
     samples: dict[str, list[NDArray[np.float32]]] = {}
     for index, (name, source) in enumerate(held.items()):
+        maps = _maps_without_self(network, scorer, index, source, residuals.get(name, []), pooled)
+        label = torch.tensor([index], device=device)
         scores[name], samples[name] = [], []
-        for i in range(len(source)):
-            if whitened:
-                own = residuals[name]
-                others = own[:i] + own[i + 1 :] or own  # a class of one image has only itself
-                _fit_class(scorer, index, others, _exchanged(pooled, own, others, len(held)))
-            scaled = network.scaled(_to(source.batch([i]), device))
-            label = torch.tensor([index], device=device)
-            values = scorer(scaled, network.reconstruct(scaled), label)[0].cpu().numpy()
-            scores[name].append(float(values.max()))
+        for i in range(len(maps)):
+            _fit_range(scorer, index, [m for j, m in enumerate(maps) if j != i] or maps)
+            joined = scorer.join(maps[i].unsqueeze(0), label)[0].cpu().numpy()
+            scores[name].append(float(joined.max()))
             if i < COLOUR_IMAGES:
-                samples[name].append(values)
-        if whitened:
-            _fit_class(scorer, index, residuals[name], pooled)
+                samples[name].append(joined)
+        _fit_range(scorer, index, maps)
     calibrated = calibrate_classes(scores)
     relative = [v / calibrated[name].threshold for name, maps in samples.items() for v in maps]
     return HeldOut(calibrated, colour_scale(relative))
+
+
+def _maps_without_self(
+    network: Network,
+    scorer: Scorer,
+    index: int,
+    source: Source,
+    own: Moments,
+    pooled: Sequence[Tensor],
+) -> list[Tensor]:
+    """Scale maps (scales, H, W) of a class's held-out images, each whitened by the others.
+
+    Leaves the scorer with the whitening of all of them.
+    """
+    device = network.feature_scale.device
+    label = torch.tensor([index], device=device)
+    maps: list[Tensor] = []
+    for i in range(len(source)):
+        if scorer.kind == "whitened":
+            others = own[:i] + own[i + 1 :] or own  # a class of one image has only itself
+            _fit_whitening(scorer, index, others, _exchanged(pooled, own, others, scorer.classes))
+        scaled = network.scaled(_to(source.batch([i]), device))
+        maps.append(scorer.scale_maps(scaled, network.reconstruct(scaled), label)[0])
+    if scorer.kind == "whitened":
+        _fit_whitening(scorer, index, own, pooled)
+    return maps
+
+
+def _fit_range(scorer: Scorer, index: int, maps: Sequence[Tensor]) -> None:
+    if scorer.kind == "whitened":
+        floor = torch.stack([m.mean(dim=(1, 2)) for m in maps]).mean(dim=0)
+        peak = torch.stack([m.amax(dim=(1, 2)) for m in maps]).mean(dim=0)
+        scorer.fit_range(index, floor, peak)
 
 
 def _to(features: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
@@ -119,7 +148,7 @@ def _exchanged(
     ]
 
 
-def _fit_class(scorer: Scorer, index: int, parts: Moments, pooled: Sequence[Tensor]) -> None:
+def _fit_whitening(scorer: Scorer, index: int, parts: Moments, pooled: Sequence[Tensor]) -> None:
     for scale, covariance in enumerate(pooled):
         mean, matrix = whitening([p[scale] for p in parts], covariance)
         scorer.fit_whitening(index, scale, mean, matrix)

@@ -41,7 +41,8 @@ def demo(out: str | os.PathLike[str] | None = None, *, minutes: float = DEMO_MIN
     predictor = load(run)
     result = evaluate(predictor, data, json_path=folder / "results.json")
     print(result.table())
-    predict_to_folder(run, [str(c / "test") for c in sorted(data.iterdir())], folder / "predictions")
+    tests = [str(folder / "test") for folder in sorted(data.iterdir())]
+    predict_to_folder(run, tests, folder / "predictions")
     page = folder / "index.html"
     command = "mambaadv2 demo" if out is None else f"mambaadv2 demo --out {out}"
     write_demo_page(

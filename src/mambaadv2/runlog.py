@@ -30,7 +30,8 @@ class RunLog:
         self.folder, self.progress = folder, progress
         self.start = time.monotonic()
         self._epoch: dict[str, list[float]] = {}
-        self._epoch_number, self._epoch_images, self._epoch_start = 1, 0, self.start
+        self._epoch_number, self._epoch_images = 1, 0
+        self._epoch_start = self._last_step = self.start
         self._curve: list[tuple[float, float]] = []
         config = {name: dataclasses.asdict(value) for name, value in settings.items()}
         _write_json(folder / "config.json", config)
@@ -75,7 +76,7 @@ class RunLog:
 
     def begin(self) -> None:
         """The first epoch starts now: what came before does not count as its time."""
-        self._epoch_start = time.monotonic()
+        self._epoch_start = self._last_step = time.monotonic()
 
     def step(
         self,
@@ -104,6 +105,7 @@ class RunLog:
         }.items():
             self._epoch.setdefault(name, []).append(value)
         self._epoch_images += images
+        self._last_step = time.monotonic()
         self._show(loss, done)
         if done >= 1.0:
             self._flush()
@@ -115,7 +117,7 @@ class RunLog:
                 total=1.0, desc="train", bar_format=layout, disable=None if self.progress else True
             )
         self._bar.update(done - self._bar.n)
-        seconds = time.monotonic() - self._epoch_start
+        seconds = self._last_step - self._epoch_start
         speed = self._epoch_images / max(1e-9, seconds)
         self._bar.set_postfix_str(
             f"epoch {self._epoch_number}, loss {loss:.3f}, {speed:.1f} images/s", refresh=False
@@ -124,7 +126,7 @@ class RunLog:
     def _flush(self) -> None:
         if not self._epoch:
             return
-        now = time.monotonic()
+        now = self._last_step
         names = [n for n in self._epoch if n not in ("loss", "grad_norm", "lr", "step")]
         mean = {name: sum(values) / len(values) for name, values in self._epoch.items()}
         line = {

@@ -118,7 +118,8 @@ def test_the_config_is_a_value() -> None:
     [
         *(preset_config(name) for name in PRESETS),
         ModelConfig(
-            encoder="resnet18", image_size=(96, 64), dims=(64, 32, 16), modules=((1,), (2, 1), (1,)),
+            encoder="resnet18", image_size=(96, 64),
+            dims=(64, 32, 16), modules=((1,), (2, 1), (3,)),
             directions=(8, 1, 4), order="zigzag", direction_weights=False, paths="matrix",
             rotary=False, trapezoid=False, frequency="fft", local_kernels=(3,), fusion="concat",
             head_dim=16, state_dim=8, expand=1, rotary_fraction=1.0, drop_path=0.1,

@@ -218,7 +218,7 @@ def _table(preset: str, info: ModelInfo) -> str:
     height, width = info.config.image_size
     flops = info.flops
     header = ["part", "", "parameters", "GFLOPs", "convolution", "linear", "path R", "path M"]
-    header += ["other"] if flops.other else []
+    header += ["attention"] if flops.other else []
     rows = [
         header,
         *(_row(part.name, part.note, part.parameters, part.flops) for part in info.parts),

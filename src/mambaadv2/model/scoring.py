@@ -4,11 +4,13 @@ Cosine (MambaAD): sum over scales of bilinear(1 - cos(feature, reconstruction)).
 
 Whitened (our choice): what a decoder fails to rebuild on *normal* images has a covariance, by
 class. A residual r is scored by sqrt((r - mean)' inverse(covariance) (r - mean) / C), which is 1
-for a typical normal residual at any scale and class, and the maps of the scales are averaged. Mean
-and covariance are closed-form, from held-out normal images. No label is given at test, so the class
-is found from the encoder's own features: the nearest class centre of the pooled deepest map.
+for a typical normal residual. Scales differ in how far normal images stray, so each scale's map is
+put on its own: 0 is the mean of normal images, 1 the mean of their maxima, z = max(0, .); and the
+scales are joined by sqrt(mean z^2). Everything is closed-form, from held-out normal images. No
+label is given at test, so the class is found from the encoder's own features: the nearest class
+centre of the pooled deepest map.
 
-Both end with a Gaussian of sigma pixels; the image's score is the maximum of its map.
+Maps are smoothed by a Gaussian of sigma pixels; the image's score is the maximum of its map.
 """
 
 from __future__ import annotations
@@ -90,12 +92,15 @@ def whitening(parts: Sequence[ResidualMoments], pooled: Tensor) -> tuple[Tensor,
 class Scorer(nn.Module):
     """Residuals to smoothed maps (B, H, W) float32, in the units of the chosen score.
 
-    Buffers (all float32, saved with the model): class centres and scale of the descriptor, and per
-    feature scale the means (classes, C) and whitening matrices (classes, C, C).
+    Buffers (all float32, saved with the model): class centres and scale of the descriptor, and for
+    the whitened score per feature scale the means (classes, C), the whitening matrices
+    (classes, C, C), and the map's mean and mean maximum on normal images (classes, scales).
     """
 
     centres: Tensor
     descriptor_scale: Tensor
+    floor: Tensor
+    peak: Tensor
 
     def __init__(
         self, kind: str, channels: Sequence[int], classes: int, sigma: float, size: tuple[int, int]
@@ -107,6 +112,8 @@ class Scorer(nn.Module):
         self.register_buffer("centres", torch.zeros(classes, descriptor))
         self.register_buffer("descriptor_scale", torch.ones(descriptor))
         if kind == "whitened":
+            self.register_buffer("floor", torch.zeros(classes, self.scales))
+            self.register_buffer("peak", torch.ones(classes, self.scales))
             for i, c in enumerate(channels):
                 self.register_buffer(f"mean_{i}", torch.zeros(classes, c))
                 self.register_buffer(f"whiten_{i}", torch.eye(c).repeat(classes, 1, 1))
@@ -125,6 +132,11 @@ class Scorer(nn.Module):
         self.get_buffer(f"mean_{scale}")[index].copy_(mean)
         self.get_buffer(f"whiten_{scale}")[index].copy_(whiten)
 
+    def fit_range(self, index: int, floor: Tensor, peak: Tensor) -> None:
+        """Set one class's mean and mean maximum (scales,) of the smoothed maps of normal images."""
+        self.floor[index].copy_(floor)
+        self.peak[index].copy_(torch.maximum(peak, floor + 1e-6))
+
     def find_class(self, features: Features) -> Tensor:
         """Index (B,) of the class whose centre is nearest to each image."""
         descriptor = class_descriptor(features) / self.descriptor_scale
@@ -132,6 +144,15 @@ class Scorer(nn.Module):
 
     def forward(self, features: Features, rebuilt: Features, classes: Tensor) -> Tensor:
         """Maps (B, H, W) from features and reconstructions (B, C_i, h_i, w_i), classes (B,)."""
+        maps = self.join(self.scale_maps(features, rebuilt, classes), classes)
+        if not bool(torch.isfinite(maps).all()):
+            raise CheckpointError(
+                "the model's map is not finite; its weights or statistics are damaged"
+            )
+        return maps
+
+    def scale_maps(self, features: Features, rebuilt: Features, classes: Tensor) -> Tensor:
+        """Smoothed maps of each scale (B, scales, H, W), before they are joined."""
         levels = [
             self._cosine(f, r) if self.kind == "cosine" else self._whitened(i, f, r, classes)
             for i, (f, r) in enumerate(zip(features, rebuilt, strict=True))
@@ -140,15 +161,15 @@ class Scorer(nn.Module):
             F.interpolate(level, size=self.size, mode="bilinear", align_corners=False)
             for level in levels
         ]
-        total = torch.stack(resized).sum(dim=0)
-        if self.kind == "whitened":
-            total = total / len(resized)
-        smooth = gaussian_smooth(total, self.sigma).squeeze(1)
-        if not bool(torch.isfinite(smooth).all()):
-            raise CheckpointError(
-                "the model's map is not finite; its weights or statistics are damaged"
-            )
-        return smooth
+        return gaussian_smooth(torch.cat(resized, dim=1), self.sigma)
+
+    def join(self, maps: Tensor, classes: Tensor) -> Tensor:
+        """Scale maps (B, scales, H, W) to one map (B, H, W)."""
+        if self.kind == "cosine":
+            return maps.sum(dim=1)
+        floor, peak = self.floor[classes], self.peak[classes]
+        z = (maps - floor[:, :, None, None]) / (peak - floor)[:, :, None, None]
+        return z.clamp(min=0).square().mean(dim=1).sqrt()
 
     @staticmethod
     def _cosine(feature: Tensor, rebuilt: Tensor) -> Tensor:
@@ -163,13 +184,15 @@ class Scorer(nn.Module):
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian of `sigma` pixels on maps (B, 1, H, W), cut at 4 sigma, mirrored at the border."""
+    """Gaussian of `sigma` pixels on maps (B, M, H, W), cut at 4 sigma, mirrored at the border."""
     if sigma == 0:
         return maps
     radius = min(int(4 * sigma + 0.5), min(maps.shape[-2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma).square())
     kernel = kernel / kernel.sum()
-    padded = F.pad(maps, (radius, radius, radius, radius), mode="reflect")
+    single = maps.flatten(0, 1).unsqueeze(1)
+    padded = F.pad(single, (radius, radius, radius, radius), mode="reflect")
     rows = F.conv2d(padded, kernel.view(1, 1, 1, -1))
-    return F.conv2d(rows, kernel.view(1, 1, -1, 1))
+    smooth = F.conv2d(rows, kernel.view(1, 1, -1, 1))
+    return smooth.view(maps.shape)
