@@ -29,9 +29,11 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     rotated = 2 * cos.shape[-1]
     if rotated == 0:
         return x
-    even, odd = x[..., 0:rotated:2], x[..., 1:rotated:2]
+    # split and unbind, not slices: the gradient of a slice is a whole tensor of zeros.
+    turning, still = x.split((rotated, x.shape[-1] - rotated), dim=-1)
+    even, odd = turning.unflatten(-1, (-1, 2)).unbind(-1)
     pairs = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
-    return pairs if rotated == x.shape[-1] else torch.cat((pairs, x[..., rotated:]), dim=-1)
+    return torch.cat((pairs, still), dim=-1)
 
 
 def chunked_scan(
@@ -151,36 +153,28 @@ def _pass_states(
 
     ends: cosine and sine (b, K, H, Z, S) of each chunk's total phase.
     """
-    cos, sin = ends
     last = decay[..., -1:]
     weight = scale * torch.exp(last - decay)
     written = (k * weight.unsqueeze(-1)).transpose(-1, -2) @ v
     keep = last.exp().unsqueeze(-1)
+    cos, sin = (end.unsqueeze(-1).unbind(3) for end in ends)
     entering: list[Tensor] = []
-    chunks = k.shape[3]
-    for z in range(chunks):
-        if carried is None:
-            entering.append(torch.zeros_like(written[:, :, :, 0]))
-            leaving = written[:, :, :, z]
-        else:
-            entering.append(carried)
-            leaving = torch.addcmul(written[:, :, :, z], keep[:, :, :, z], carried)
-        carried = _rotate_state(leaving, cos[:, :, :, z], -sin[:, :, :, z])
+    for new, kept, c, s in zip(written.unbind(3), keep.unbind(3), cos, sin, strict=True):
+        entering.append(torch.zeros_like(new) if carried is None else carried)
+        carried = _rotate_state(new if carried is None else torch.addcmul(new, kept, carried), c, s)
     assert carried is not None
     return torch.stack(entering, dim=3), carried
 
 
 def _rotate_state(state: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the N axis of a state (b, K, H, N, P) by phases (b, K, H, S)."""
-    rotated = 2 * cos.shape[-1]
+    """Turn the N axis of a state (b, K, H, N, P) back by phases; cos and sin (b, K, H, S, 1)."""
+    rotated = 2 * cos.shape[-2]
     if rotated == 0:
         return state
-    cos, sin = cos.unsqueeze(-1), sin.unsqueeze(-1)
-    even, odd = state[..., 0:rotated:2, :], state[..., 1:rotated:2, :]
-    pairs = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-2).flatten(-3, -2)
-    if rotated == state.shape[-2]:
-        return pairs
-    return torch.cat((pairs, state[..., rotated:, :]), dim=-2)
+    turning, still = state.split((rotated, state.shape[-2] - rotated), dim=-2)
+    even, odd = turning.unflatten(-2, (-1, 2)).unbind(-2)
+    pairs = torch.stack((even * cos + odd * sin, odd * cos - even * sin), dim=-2).flatten(-3, -2)
+    return torch.cat((pairs, still), dim=-2)
 
 
 def _final_state(
