@@ -328,8 +328,8 @@ def test_a_good_image_stays_itself_and_a_stain_glows(trained: Trained) -> None:
         spoilt = stain(image)
         drawn, found = picture(spoilt)
         hot = np.abs(drawn.astype(int) - spoilt).max(axis=2)
-        assert hot[20:36, 24:40].mean() > 20
-        assert hot[20:36, 24:40].mean() > 10 * max(0.1, float(hot[:, :4].mean()))
+        assert hot[20:36, 24:40].mean() > 50
+        assert hot[20:36, 24:40].mean() > 2 * hot[:, :4].mean()
         assert found.defect
 
 

@@ -77,6 +77,9 @@ class TrainConfig:
     learning_rate: float = 5e-3
     """At `reference_batch`; scaled linearly with the batch size. [lineage]"""
     reference_batch: int = 16
+    state_share: float = 0.2
+    """Learning rate of the HSS blocks as a share of the rest's: their projections have no
+    normalisation behind them that would absorb large steps. [ours, measured in LOG.md]"""
     shape: Shape = "cosine"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4
@@ -96,7 +99,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.minutes is None):
             raise ConfigError("epochs, minutes: expected exactly one of them")
-        for name in ("epochs", "minutes", "batch_size", "learning_rate", "clip", "holdout_least"):
+        positive = ("epochs", "minutes", "batch_size", "learning_rate", "clip", "holdout_least")
+        for name in (*positive, "reference_batch", "state_share"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}: expected a number above 0, got {value!r}")
@@ -119,13 +123,21 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float],
+    state_share: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW (MambaAD's), weight decay on matrices and kernels only; every parameter exactly
-    once."""
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters.values() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW (MambaAD's), every parameter in exactly one group.
+
+    Weight decay on matrices and kernels only. Parameters of HSS blocks (`.blocks.` in the name)
+    learn at `state_share` of the rate; a group's "share" is that factor.
+    """
+    groups: list[dict[str, object]] = []
+    for share, in_blocks in ((1.0, False), (state_share, True)):
+        members = [p for name, p in parameters.items() if (".blocks." in name) is in_blocks]
+        for decay, part in (
+            (weight_decay, [p for p in members if p.ndim > 1]),
+            (0.0, [p for p in members if p.ndim <= 1]),
+        ):
+            groups.append({"params": part, "weight_decay": decay, "share": share})
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
 
 
@@ -138,7 +150,9 @@ def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: R
     device = network.feature_scale.device
     parameters = network.trainable()
     base_rate = config.learning_rate * config.batch_size / config.reference_batch
-    optimizer = make_optimizer(parameters, base_rate, config.weight_decay, config.betas)
+    optimizer = make_optimizer(
+        parameters, base_rate, config.weight_decay, config.betas, config.state_share
+    )
     order = _shuffled(len(learn), config)
     network.train()
     log.begin()
@@ -147,7 +161,7 @@ def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: R
         epoch, positions = next(order)
         rate = base_rate * rate_at(done, config.shape)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         features = tuple(f.to(device) for f in learn.batch(positions))
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             scaled = network.scaled(features)

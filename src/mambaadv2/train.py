@@ -42,7 +42,7 @@ START_IMAGES = 64  # behind the feature scale and the PCA start
 
 # Length and batch of a run where the caller names none.
 PRESET_TRAINING: Mapping[str, TrainConfig] = {
-    "lite": TrainConfig(minutes=30.0, batch_size=8),
+    "lite": TrainConfig(minutes=30.0, batch_size=8, reference_batch=8),
     "r34": TrainConfig(epochs=100, batch_size=16, shape="step"),
 }
 
