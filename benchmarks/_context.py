@@ -84,6 +84,11 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
+def integers(text: str) -> tuple[int, ...]:
+    """Read "0,1,2"; for argparse."""
+    return tuple(int(part) for part in text.split(","))
+
+
 def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, in MB (1e6 bytes)."""
     import resource

@@ -30,7 +30,7 @@ import torch
 
 from benchmarks._ablation_tables import ENOUGH_EPOCHS, Line, percent, report
 from benchmarks._cached import CachedData, Picked, cache, evaluate_cached
-from benchmarks._context import RESULTS, Device, describe, find_data, hardware_slug
+from benchmarks._context import RESULTS, Device, describe, find_data, hardware_slug, integers
 from mambaadv2.checkpoint import make_scorer
 from mambaadv2.errors import ConfigError, MambaADv2Error
 from mambaadv2.fit import StepPlan, TrainConfig, fit
@@ -46,6 +46,7 @@ from mambaadv2.train import PRESET_TRAINING, _set_start, _split
 PRESET = "lite"
 LOSS_SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
 LOSS_STEPS = 10  # behind each number
+WARM_UP = 3  # steps left out of the speed: whatever runs first is slow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +80,17 @@ VARIANTS = (
 
 
 class LossLog:
-    """What `fit` reports, without files or progress bar: the loss of every step."""
+    """What `fit` reports, without files or progress bar: losses, images and the clock by step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.images = 0
+        self.images: list[int] = []
+        self.ends: list[float] = []
+        self.start = 0.0
 
     def begin(self) -> None:
-        """Nothing to prepare."""
+        """Start the clock."""
+        self.start = time.perf_counter()
 
     def step(
         self,
@@ -100,7 +104,20 @@ class LossLog:
     ) -> None:
         """Record a step."""
         self.losses.append(sum(terms.values()))
-        self.images += images
+        self.images.append(images)
+        self.ends.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> float:
+        """From the first step's start to the last one's end."""
+        return self.ends[-1] - self.start
+
+    @property
+    def images_per_second(self) -> float:
+        """Without the first steps, as far as there are others."""
+        skipped = min(WARM_UP, len(self.ends) - 1)
+        start = self.ends[skipped - 1] if skipped else self.start
+        return sum(self.images[skipped:]) / (self.ends[-1] - start)
 
     def at(self, share: float) -> float:
         """Mean loss of the last few steps before a share of the run."""
@@ -159,10 +176,8 @@ def run_job(job: Job, data: CachedData, encoder: FrozenEncoder) -> Line:
         torch.manual_seed(job.seed)
         network = Network(job.model, encoder).to(device)
         _set_start(network, everything, config)
-        start = time.perf_counter()
         # `fit` calls `begin` and `step`, nothing else.
         fit(network, everything, config, StepPlan(total=job.steps), cast(RunLog, log))
-        seconds = time.perf_counter() - start
     scorers = {
         kind: make_scorer(
             dataclasses.replace(job.model, score=kind), network, len(data.classes)
@@ -177,11 +192,11 @@ def run_job(job: Job, data: CachedData, encoder: FrozenEncoder) -> Line:
         "variant": job.variant.name,
         "seed": job.seed,
         "steps": job.steps,
-        "epochs": round(log.images / len(everything), 2),
+        "epochs": round(sum(log.images) / len(everything), 2),
         "parameters": sum(p.numel() for p in network.trainable().values()),
         "loss": {f"{share:g}": log.at(share) for share in LOSS_SHARES},
-        "seconds": round(seconds, 2),
-        "images_per_second": round(log.images / seconds, 2),
+        "seconds": round(log.seconds, 2),
+        "images_per_second": round(log.images_per_second, 2),
         "evaluation_seconds": round(scores["whitened"].seconds, 2),
         "scores": {kind: json.loads(found.to_json()) for kind, found in scores.items()},
     }
@@ -228,6 +243,8 @@ def benchmark(
     steps: by default 100 epochs. base: by default the preset's. head: facts to store with each
     result. out: by default benchmarks/results/ablate-<hardware>.jsonl.
     """
+    if steps is not None and steps < 1:
+        raise ConfigError(f"steps: expected at least 1, got {steps}")
     chosen, model = choose_device(device), base or preset_config(PRESET)
     target = out or RESULTS / f"ablate-{hardware_slug(chosen)}.jsonl"
     encoder = build_encoder(model.encoder, image_size=model.image_size).to(chosen)
@@ -290,7 +307,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="scripts/bench ablate", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--steps", type=int, help="of each training (100 epochs)")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", type=integers, default=(0, 1, 2), metavar="SEEDS")
     parser.add_argument("--only", metavar="NAMES", help="variants to run, separated by commas")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--data", type=Path, help="MVTec AD layout; by default ../shared/data")
@@ -301,7 +318,7 @@ def main(arguments: Sequence[str]) -> int:
             find_data(options.data),
             options.out,
             variants=_variants(options.only) if options.only else VARIANTS,
-            seeds=[int(seed) for seed in options.seeds.split(",")],
+            seeds=options.seeds,
             steps=options.steps,
             device=options.device,
             head=describe("ablate", arguments),

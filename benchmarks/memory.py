@@ -4,10 +4,10 @@
 
 A patch is a cell of the encoder's map at stride 8: the maps at strides 8 and 16, each averaged over
 3 x 3 cells, the deeper one resized to the finer grid, joined along the channels. The memory holds
-random patches of normal images (PatchCore picks a core set; with this many patches the difference
-is small). An anomaly map is the distance to the nearest remembered patch, resized to the image and
-smoothed like ours; the image score is its maximum. Encoder, preprocessing and metrics are the
-model's own, so a difference is the decoder's.
+random patches of normal images; PatchCore picks a core set, which this is not, and another seed
+gives another number. An anomaly map is the distance to the nearest remembered patch, resized to the
+image and smoothed like ours; the image score is its maximum. Encoder, preprocessing and metrics are
+the model's own.
 
 Two memories are measured. "all classes": one memory for everything, the task the model solves.
 "per class": a memory for each class, which is told the class of every test image; that is generous.
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks._context import find_data
+from benchmarks._context import find_data, integers
 from mambaadv2.data.dataset import image_batches, to_unit_range
 from mambaadv2.data.index import mvtec_records
 from mambaadv2.errors import ConfigError, MambaADv2Error
@@ -57,6 +57,10 @@ class MemoryConfig:
     patches: int = 12_000
     """Per class, or all there are."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.patches < 1:
+            raise ConfigError(f"patches: expected at least 1, got {self.patches}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +221,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--data", type=Path, help="MVTec AD layout; by default ../shared/data")
     parser.add_argument("--encoder", default=default.encoder, help="timm name")
-    parser.add_argument("--strides", default="8,16", help="of the maps to join (8,16)")
+    parser.add_argument("--strides", type=integers, default=default.strides, metavar="8,16")
     parser.add_argument("--patches", type=int, default=default.patches, help="per class (12000)")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -227,7 +231,7 @@ def main(arguments: Sequence[str]) -> int:
             find_data(options.data),
             MemoryConfig(
                 encoder=options.encoder,
-                strides=tuple(int(stride) for stride in options.strides.split(",")),
+                strides=options.strides,
                 patches=options.patches,
                 seed=options.seed,
             ),

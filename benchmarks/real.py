@@ -280,6 +280,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     out = options.out or _default_out(options.preset, options.minutes, options.seed)
     head = describe("real", arguments)
+    # Before the long work, not after it.
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         result = benchmark(
             find_data(options.data),
@@ -293,7 +295,6 @@ def main(arguments: Sequence[str]) -> int:
     except MambaADv2Error as error:
         print(f"scripts/bench real: {error}", file=sys.stderr)
         return 2
-    out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**head, **result}, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(out, f"{text}\n".encode())
     print(f"\nwritten: {out}")

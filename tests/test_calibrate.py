@@ -107,9 +107,18 @@ def test_thresholds_follow_the_unit_and_not_the_order(
         )
 
 
-@pytest.mark.parametrize("bad", [[], [0.0], [1.0, -1.0], [math.nan], [1.0, math.inf]])
-def test_scores_without_a_logarithm_are_refused(bad: list[float]) -> None:
-    with pytest.raises(ConfigError, match=r"class 'bolt'.*positive finite"):
+@pytest.mark.parametrize("calm", [0.0, 0.001, 0.1])
+def test_a_calm_image_does_not_raise_the_threshold_much(calm: float) -> None:
+    usual = calibrate_classes({"nut": [0.9, 1.0, 1.05, 1.1, 1.2]})["nut"].threshold
+    found = calibrate_classes({"nut": [calm, 1.0, 1.05, 1.1, 1.2]})["nut"].threshold
+    assert usual < found < 4.0
+
+
+@pytest.mark.parametrize(
+    "bad", [[], [0.0], [1.0, 0.0, 0.0], [1.0, -1.0], [1.0, math.nan], [1.0, math.inf]]
+)
+def test_scores_that_are_none_are_refused(bad: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"class 'bolt'.*finite scores >= 0"):
         calibrate_classes({"nut": [1.0], "bolt": bad})
 
 

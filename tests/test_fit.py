@@ -122,7 +122,13 @@ def test_a_budget_that_is_gone_still_gives_one_step(tmp_path: Path, end: float) 
     "field, value",
     [
         *[("batch_size", 0), ("batch_size", -1), ("learning_rate", 0.0), ("clip", -1.0)],
-        *[("learning_rate", math.nan), ("holdout_least", 0), ("holdout", 0.0), ("holdout", 1.0)],
+        *[
+            ("state_share", 0.0),
+            ("learning_rate", math.nan),
+            ("holdout_least", 0),
+            ("holdout", 0.0),
+            ("holdout", 1.0),
+        ],
         *[("device", "tpu"), ("precision", "float16"), ("cache", "ram"), ("shape", "linear")],
         *[("epochs", 0), ("epochs", -2)],
     ],
@@ -147,7 +153,7 @@ def test_minutes_are_above_zero(minutes: float) -> None:
 
 def test_every_parameter_is_optimised_once_and_vectors_do_not_decay() -> None:
     parameters = toy_network().trainable()
-    optimizer = make_optimizer(parameters, 1e-3, 0.1, (0.9, 0.99))
+    optimizer = make_optimizer(parameters, 1e-3, 0.1, (0.9, 0.99), state_share=0.2)
     groups = optimizer.param_groups
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in parameters.values())
@@ -155,6 +161,8 @@ def test_every_parameter_is_optimised_once_and_vectors_do_not_decay() -> None:
     for group in groups:
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] > 0}
         assert group["betas"] == (0.9, 0.99)
+        names = {n for n, p in parameters.items() if any(p is q for q in group["params"])}
+        assert {".blocks." in name for name in names} == {group["share"] == 0.2}
 
 
 def test_training_lowers_the_loss_and_leaves_the_encoder(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from mambaadv2 import heldout
 from mambaadv2.calibrate import calibrate_classes
@@ -83,11 +83,13 @@ class Calibrated:
         return calibrate_classes(scores)
 
 
-def score_of(network: Network, scorer: Scorer, source: FeatureStore, i: int, label: int) -> float:
+def scale_maps(
+    scorer: Scorer, network: Network, source: FeatureStore, i: int, label: int
+) -> Tensor:
+    """Maps (scales, H, W) of one image before they are joined."""
     with torch.no_grad():
         scaled = network.scaled(source.batch([i]))
-        values = scorer(scaled, network.reconstruct(scaled), torch.tensor([label]))
-    return float(values.max())
+        return scorer.scale_maps(scaled, network.reconstruct(scaled), torch.tensor([label]))[0]
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +133,19 @@ def test_every_image_is_scored_by_the_others(
     held = {name: two[name] for name in names}
     full = Calibrated(held)
     for label, name in enumerate(names):
+        images = range(len(held[name]))
+        rests = [Calibrated(held | {name: without(held[name], i)}) for i in images]
+        maps = [scale_maps(rests[i].scorer, full.network, held[name], i, label) for i in images]
         for i, score in enumerate(full.scores[name]):
-            rest = Calibrated(held | {name: without(held[name], i)})
-            expected = score_of(full.network, rest.scorer, held[name], i, label)
-            assert score == pytest.approx(expected, rel=1e-4)
+            others = [m for j, m in enumerate(maps) if j != i]
+            floor = torch.stack([m.mean(dim=(1, 2)) for m in others]).mean(dim=0)
+            peak = torch.stack([m.amax(dim=(1, 2)) for m in others]).mean(dim=0)
+            z = (maps[i] - floor[:, None, None]) / (peak - floor)[:, None, None]
+            expected = z.clamp(min=0).square().mean(dim=0).sqrt().max()
+            assert score == pytest.approx(float(expected), rel=1e-3)
             # With its own share in the statistics the image would look better than it is.
-            assert score > score_of(full.network, full.scorer, held[name], i, label)
+            own = scale_maps(full.scorer, full.network, held[name], i, label)
+            assert bool((own.mean(dim=(1, 2)) < maps[i].mean(dim=(1, 2))).all())
 
 
 def test_the_fitted_scorer_uses_all_images(
@@ -181,6 +190,16 @@ def test_a_class_of_one_image_is_calibrated_with_itself(
     assert lone.images == 1
     assert np.isfinite(lone.threshold)
     assert lone.threshold > done.scores["lone"][0]
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+def test_a_calm_image_does_not_stop_calibration(gain: float) -> None:
+    source = store(1, 6)
+    for array in source.arrays:
+        array[2] *= np.float16(gain)
+    done = Calibrated({"bolt": source})
+    assert done.scores["bolt"][2] < 0.1
+    assert done.found.classes["bolt"].threshold > max(done.scores["bolt"])
 
 
 def test_the_cosine_score_has_no_statistics_but_a_threshold(two: dict[str, FeatureStore]) -> None:

@@ -176,17 +176,24 @@ def test_another_seed_gives_another_model(data: Path, run: Path, tmp_path: Path)
     assert losses(other) != losses(run)
 
 
-def test_where_features_are_kept_does_not_matter(data: Path, run: Path, tmp_path: Path) -> None:
-    def with_cache(mode: CacheMode) -> Path:
-        return quiet(data, tmp_path / mode, config=dataclasses.replace(CONFIG, cache=mode))
+def test_memory_and_disk_give_the_same_bits(data: Path, run: Path, tmp_path: Path) -> None:
+    for mode in ("memory", "disk"):  # "auto" chose memory
+        out = quiet(data, tmp_path / mode, config=dataclasses.replace(CONFIG, cache=mode))
+        assert weights(out) == weights(run)
+        assert losses(out) == losses(run)
 
-    assert weights(with_cache("memory")) == weights(run)  # what "auto" chose
-    assert weights(with_cache("disk")) == weights(run)
-    # Without a cache features are not rounded to half precision, about 5e-4 relative.
-    direct = with_cache("off")
-    assert losses(direct) == pytest.approx(losses(run), rel=2e-3)
-    thresholds = read_card(run)[0].thresholds
-    assert read_card(direct)[0].thresholds == pytest.approx(thresholds, rel=0.05)
+
+# Without a cache features are not rounded to half precision, 2e-4 relative on average. The first
+# steps of AdamW magnify any difference, so losses are close only while the weights stand still.
+@pytest.mark.parametrize("rate, tolerance", [(1e-9, 1e-3), (CONFIG.learning_rate, 0.05)])
+def test_the_cache_costs_no_more_than_half_precision(
+    data: Path, tmp_path: Path, rate: float, tolerance: float
+) -> None:
+    config = dataclasses.replace(CONFIG, learning_rate=rate)
+    cached = quiet(data, tmp_path / "cached", config=config)
+    direct = quiet(data, tmp_path / "direct", config=dataclasses.replace(config, cache="off"))
+    assert losses(direct) == pytest.approx(losses(cached), rel=tolerance)
+    assert losses(direct) != losses(cached)
     assert not (direct / "features").exists()
 
 

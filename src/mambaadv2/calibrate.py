@@ -3,7 +3,8 @@
 Rule (our choice): log scores of normal images are roughly normal within a class, so the threshold
 is the upper end of the prediction interval for one new image at a nominal false-alarm rate,
 exp(mean + t sqrt(1 + 1/n) s), with Student's t. With few images s leans on the spread pooled over
-the other classes. It says nothing about defects and never sees one.
+the other classes, and an uncommonly calm image, of a score near 0, counts as half the median: its
+logarithm would set the upper end. It says nothing about defects and never sees one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mambaadv2.errors import ConfigError
 FALSE_ALARM_RATE = 0.01
 PRIOR_IMAGES = 8.0  # the pooled spread weighs as much as this many images of the class
 LONE_SPREAD = 0.05  # of log scores, where no class has two images
+CALM = 0.5  # of a class's median: lower scores count as this much
 FULL_SCALE = 2.0  # the colour scale ends at twice the threshold
 
 
@@ -54,8 +56,8 @@ def calibrate_classes(
 ) -> dict[str, ClassCalibration]:
     """Threshold per class from the raw image scores of held-out normal images.
 
-    scores: class name to scores, > 0, at least one each. rate: wished share of flagged good images.
-    Raises `ConfigError` for an empty class, a score that is not positive and finite, or a bad rate.
+    scores: class name to scores, >= 0, at least one each and the median > 0. rate: wished share of
+    flagged good images. Raises `ConfigError` for other scores and for a bad rate.
     """
     from scipy import stats
 
@@ -64,12 +66,13 @@ def calibrate_classes(
     logs: dict[str, NDArray[np.float64]] = {}
     for name, sample in scores.items():
         array = np.asarray(sample, dtype=np.float64)
-        if array.size == 0 or not np.all(np.isfinite(array)) or not np.all(array > 0):
+        median = float(np.median(array)) if array.size else 0.0
+        if not (np.all(np.isfinite(array)) and np.all(array >= 0) and median > 0):
             raise ConfigError(
-                f"calibration of class {name!r}: expected positive finite scores of at least one "
-                f"held-out normal image, got {list(sample)[:5]}"
+                f"calibration of class {name!r}: expected finite scores >= 0, most of them above "
+                f"0, of at least one held-out normal image, got {list(sample)[:5]}"
             )
-        logs[name] = np.log(array)
+        logs[name] = np.log(np.maximum(array, CALM * median))
     squares = {name: float(((v - v.mean()) ** 2).sum()) for name, v in logs.items()}
     freedom = sum(len(v) - 1 for v in logs.values())
     calibrated: dict[str, ClassCalibration] = {}

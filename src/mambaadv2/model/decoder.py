@@ -42,6 +42,14 @@ def decay_rate(a: Tensor) -> Tensor:
     return (-torch.where(a >= 0, 1 + a, 1 / (1 - a.clamp(max=0)))).clamp(max=-A_FLOOR)
 
 
+def pointwise(linear: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer without bias on (B, h, w, C), run as a 1x1 convolution.
+
+    The same product; torch's CPU convolutions are up to twice as fast as its matrix products there.
+    """
+    return F.conv2d(x.permute(0, 3, 1, 2), linear.weight[:, :, None, None]).permute(0, 2, 3, 1)
+
+
 class HSS(nn.Module):
     """Hybrid state-space block: out = x + DropPath(Linear(LN(y) * SiLU(z))), y = y_R + g y_M.
 
@@ -84,7 +92,9 @@ class HSS(nn.Module):
         """What the block adds to its input; (B, h, w, C) in and out."""
         b, h, w, _ = x.shape
         u = self.norm(x)
-        z, v, keys, queries, dt, a, trap, angle, gate = self.in_proj(u).split(self.splits, dim=-1)
+        z, v, keys, queries, dt, a, trap, angle, gate = pointwise(self.in_proj, u).split(
+            self.splits, dim=-1
+        )
         v = F.silu(self.conv(v.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         v = v.reshape(b, h * w, self.heads, self.config.head_dim)
         keys, queries = self.norm_b(keys).flatten(1, 2), self.norm_c(queries).flatten(1, 2)
@@ -103,7 +113,7 @@ class HSS(nn.Module):
                 y = torch.sigmoid(gate.flatten(1, 2) + self.gate_bias).unsqueeze(-1) * y
             parts.append(y)
         y = sum(parts[1:], parts[0]).reshape(b, h, w, self.inner)
-        added: Tensor = self.drop_path(self.out_proj(self.out_norm(y) * F.silu(z)))
+        added: Tensor = self.drop_path(pointwise(self.out_proj, self.out_norm(y) * F.silu(z)))
         return added
 
     def _direction_weights(self, u: Tensor) -> Tensor:
@@ -223,7 +233,7 @@ class PatchExpand(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C', 2h, 2w)."""
         b, _, h, w = x.shape
-        y = self.expand(x.permute(0, 2, 3, 1)).view(b, h, w, 2, 2, -1)
+        y = pointwise(self.expand, x.permute(0, 2, 3, 1)).view(b, h, w, 2, 2, -1)
         y = y.permute(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
         normed: Tensor = self.norm(y)
         return normed.permute(0, 3, 1, 2)
