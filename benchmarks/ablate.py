@@ -41,7 +41,7 @@ from mambaadv2.model.network import Network
 from mambaadv2.model.presets import preset_config
 from mambaadv2.predict import choose_device
 from mambaadv2.runlog import RunLog
-from mambaadv2.train import PRESET_TRAINING, _set_start, _split
+from mambaadv2.train import PRESET_TRAINING, set_start, split_class
 
 PRESET = "lite"
 LOSS_SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -167,7 +167,7 @@ def run_job(job: Job, data: CachedData, encoder: FrozenEncoder) -> Line:
     position = {
         path: i for i, path in enumerate(p for paths in data.train_paths.values() for p in paths)
     }
-    parts = {name: _split(paths, config) for name, paths in data.train_paths.items()}
+    parts = {name: split_class(paths, config) for name, paths in data.train_paths.items()}
     learn = {n: Picked(data.train, [position[p] for p in x.learn]) for n, x in parts.items()}
     held = {n: Picked(data.train, [position[p] for p in x.held]) for n, x in parts.items()}
     everything = Picked(data.train, [i for part in learn.values() for i in part.positions])
@@ -175,7 +175,7 @@ def run_job(job: Job, data: CachedData, encoder: FrozenEncoder) -> Line:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(job.seed)
         network = Network(job.model, encoder).to(device)
-        _set_start(network, everything, config)
+        set_start(network, everything, config)
         # `fit` calls `begin` and `step`, nothing else.
         fit(network, everything, config, StepPlan(total=job.steps), cast(RunLog, log))
     scorers = {
@@ -277,7 +277,7 @@ def benchmark(
 
 def _steps(data: CachedData, epochs: int) -> int:
     config = PRESET_TRAINING[PRESET]
-    images = sum(len(_split(paths, config).learn) for paths in data.train_paths.values())
+    images = sum(len(split_class(paths, config).learn) for paths in data.train_paths.values())
     return epochs * -(-images // config.batch_size)
 
 

@@ -143,9 +143,9 @@ def test_every_image_is_scored_by_the_others(
             z = (maps[i] - floor[:, None, None]) / (peak - floor)[:, None, None]
             expected = z.clamp(min=0).square().mean(dim=0).sqrt().max()
             assert score == pytest.approx(float(expected), rel=1e-3)
-            # With its own share in the statistics the image would look better than it is.
-            own = scale_maps(full.scorer, full.network, held[name], i, label)
-            assert bool((own.mean(dim=(1, 2)) < maps[i].mean(dim=(1, 2))).all())
+        # With their own share in the statistics images look better than the next ones will.
+        flattered = [scale_maps(full.scorer, full.network, held[name], i, label) for i in images]
+        assert torch.stack(flattered).mean() < torch.stack(maps).mean()
 
 
 def test_the_fitted_scorer_uses_all_images(
@@ -192,13 +192,12 @@ def test_a_class_of_one_image_is_calibrated_with_itself(
     assert lone.threshold > done.scores["lone"][0]
 
 
-@pytest.mark.parametrize("gain", [0.0, 0.1])
-def test_a_calm_image_does_not_stop_calibration(gain: float) -> None:
+def test_an_image_below_the_scale_does_not_stop_calibration() -> None:
     source = store(1, 6)
     for array in source.arrays:
-        array[2] *= np.float16(gain)
+        array[2] = 0  # a black image: nothing in its map reaches the mean of the others
     done = Calibrated({"bolt": source})
-    assert done.scores["bolt"][2] < 0.1
+    assert done.scores["bolt"][2] == 0
     assert done.found.classes["bolt"].threshold > max(done.scores["bolt"])
 
 

@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluate": {"data", "data.index", "image", "metrics", "predict"},
     "heldout": {"calibrate", "data", "model"},
     "runlog": {"report"},
-    "fit": {"data", "model", "runlog"},
+    "fit": {"data", "model"},
     "train": {"checkpoint", "data", "data.index", "fit", "heldout", "model", "runlog"},
     "recipes": {"data", "data.index", "evaluate", "image", "predict", "report", "train"},
     "cli": {"evaluate", "model", "predict", "recipes", "report", "train"},

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ from torch import nn
 from mambaadv2.data.features import CacheMode, Source
 from mambaadv2.errors import ConfigError, TrainingError
 from mambaadv2.model.network import Network, reconstruction_loss
-from mambaadv2.runlog import RunLog
 
 Shape = Literal["cosine", "step"]
 FINAL_SHARE = 0.01  # of the learning rate, at the end of a cosine
@@ -118,6 +117,30 @@ class TrainConfig:
                 )
 
 
+class StepLog(Protocol):
+    """What `fit` tells about its steps; `RunLog` writes it down."""
+
+    def begin(self) -> object:
+        """Called once before the first step."""
+        ...
+
+    def step(
+        self,
+        epoch: int,
+        step: int,
+        terms: Mapping[str, float],
+        norm: float,
+        rate: float,
+        images: int,
+        done: float,
+    ) -> object:
+        """Called after every step with its loss terms, gradient norm and learning rate.
+
+        images: of the batch. done: share of the run that is over after this step.
+        """
+        ...
+
+
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter],
     learning_rate: float,
@@ -127,21 +150,22 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW (MambaAD's), every parameter in exactly one group.
 
-    Weight decay on matrices and kernels only. Parameters of HSS blocks (`.blocks.` in the name)
-    learn at `state_share` of the rate; a group's "share" is that factor.
+    Weight decay on matrices and kernels only: not on biases, norms, steps and skips. Parameters of
+    HSS blocks (`.blocks.` in the name) learn at `state_share` of the rate; a group's "share" is
+    that factor.
     """
     groups: list[dict[str, object]] = []
     for share, in_blocks in ((1.0, False), (state_share, True)):
-        members = [p for name, p in parameters.items() if (".blocks." in name) is in_blocks]
-        for decay, part in (
-            (weight_decay, [p for p in members if p.ndim > 1]),
-            (0.0, [p for p in members if p.ndim <= 1]),
-        ):
+        members = {n: p for n, p in parameters.items() if (".blocks." in n) is in_blocks}
+        decayed = [n for n, p in members.items() if n.endswith(".weight") and p.ndim > 1]
+        rest = [n for n in members if n not in set(decayed)]
+        for decay, names in ((weight_decay, decayed), (0.0, rest)):
+            part = [members[n] for n in names]
             groups.append({"params": part, "weight_decay": decay, "share": share})
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
 
 
-def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: RunLog) -> int:
+def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: StepLog) -> int:
     """Train neck and decoder until the plan is done; returns the number of steps.
 
     learn: features of the training images. Raises `TrainingError` with the step and the term when a
@@ -181,12 +205,17 @@ def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: R
 
 
 def _shuffled(count: int, config: TrainConfig) -> Iterator[tuple[int, list[int]]]:
-    """Yield (epoch, positions of a batch) for ever; every epoch visits every image once."""
+    """Yield (epoch, positions of a batch) for ever; every epoch visits every image once.
+
+    A last batch of one image is left out: BatchNorm may have nothing to average over in it.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     for epoch in itertools.count(1):
         order = torch.randperm(count, generator=generator).tolist()
         for start in range(0, count, config.batch_size):
-            yield epoch, order[start : start + config.batch_size]
+            batch = order[start : start + config.batch_size]
+            if len(batch) > 1 or count == 1 or config.batch_size == 1:
+                yield epoch, batch
 
 
 def _require_finite(step: int, terms: Mapping[str, float], norm: float) -> None:

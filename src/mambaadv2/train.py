@@ -120,11 +120,11 @@ def train_model(
             model.encoder, weights=Path(weights) if weights else None, image_size=model.image_size
         )
         network = Network(model, backbone).to(device)
-        parts = {name: _split(files, config) for name, files in paths.items()}
+        parts = {name: split_class(files, config) for name, files in paths.items()}
         settings = {"model": model, "training": config, "encoder": backbone.provenance}
         with RunLog(folder, progress=progress, settings=settings) as log:
             learn, held, print_ = _sources(network, parts, config, folder, log)
-            _set_start(network, learn, config)
+            set_start(network, learn, config)
             if config.minutes is None:
                 per_epoch = -(-len(learn) // config.batch_size)
                 plan: Plan = StepPlan(total=(config.epochs or 1) * per_epoch)
@@ -158,7 +158,7 @@ def train_model(
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """Files of one class: to learn from, and held out."""
 
     learn: tuple[Path, ...]
@@ -174,19 +174,19 @@ def _paths_by_class(
     return paths
 
 
-def _split(paths: Sequence[Path], config: TrainConfig) -> _Part:
+def split_class(paths: Sequence[Path], config: TrainConfig) -> Part:
     """Hold out a share of a class's images, the same ones for the same seed and number of files.
 
     A class of one image is used for both; its threshold then says little, and the card shows it.
     """
     count = len(paths)
     if count == 1:
-        return _Part(learn=tuple(paths), held=tuple(paths))
+        return Part(learn=tuple(paths), held=tuple(paths))
     least = min(config.holdout_least, count // 3)
     held = max(1, least, round(config.holdout * count))
     generator = torch.Generator().manual_seed(config.seed)
     chosen = set(torch.randperm(count, generator=generator)[: min(held, count - 1)].tolist())
-    return _Part(
+    return Part(
         learn=tuple(p for i, p in enumerate(paths) if i not in chosen),
         held=tuple(p for i, p in enumerate(paths) if i in chosen),
     )
@@ -200,7 +200,7 @@ def _device(name: str) -> torch.device:
 
 
 def _sources(
-    network: Network, parts: Mapping[str, _Part], config: TrainConfig, folder: Path, log: RunLog
+    network: Network, parts: Mapping[str, Part], config: TrainConfig, folder: Path, log: RunLog
 ) -> tuple[Source, Source, str]:
     """Features of the images to learn from and of the held-out ones, and the data's fingerprint."""
     device, size = network.feature_scale.device, network.config.image_size
@@ -229,7 +229,7 @@ def _sources(
     return stores[0], stores[1], print_
 
 
-def _set_start(network: Network, learn: Source, config: TrainConfig) -> None:
+def set_start(network: Network, learn: Source, config: TrainConfig) -> None:
     """Feature scale and PCA start from images drawn evenly over the whole list."""
     count = min(START_IMAGES, len(learn))
     positions = [i * len(learn) // count for i in range(count)]
@@ -254,7 +254,7 @@ def _calibration_seconds(network: Network, learn: Source, held: Source) -> float
 
 
 def _card(
-    network: Network, held_out: HeldOut, parts: Mapping[str, _Part], facts: Mapping[str, object]
+    network: Network, held_out: HeldOut, parts: Mapping[str, Part], facts: Mapping[str, object]
 ) -> ModelCard:
     return ModelCard(
         model=network.config,

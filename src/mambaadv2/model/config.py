@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -70,6 +71,7 @@ class ModelConfig:
     """Gaussian smoothing of the map in pixels of the network's input. [lineage]"""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check_choices(self)
         _check_stages(self)
         _check_numbers(self)
@@ -81,7 +83,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> ModelConfig:
-        """Build from parsed JSON; unknown or missing fields are refused by name."""
+        """Build from parsed JSON; missing fields take the default, unknown ones are refused."""
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in names:
@@ -93,6 +95,28 @@ class ModelConfig:
 
 def _as_tuple(value: object) -> object:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _check_types(config: ModelConfig) -> None:
+    """Refuse by name what JSON can hold and arithmetic cannot."""
+    for name in ("image_size", "dims", "directions", "local_kernels"):
+        if not _is_whole(getattr(config, name)):
+            raise ConfigError(f"{name}: expected whole numbers, got {getattr(config, name)!r}")
+    modules: object = config.modules
+    if not isinstance(modules, tuple) or not all(map(_is_whole, modules)):
+        raise ConfigError(f"modules: expected whole numbers per stage, got {modules!r}")
+    for name in ("head_dim", "state_dim", "expand"):
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{name}: expected a positive integer, got {value!r}")
+    for name in ("rotary_fraction", "drop_path", "sigma"):
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ConfigError(f"{name}: expected a number, got {value!r}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, tuple) and all(type(item) is int for item in value)
 
 
 def _check_choices(config: ModelConfig) -> None:
@@ -140,16 +164,10 @@ def _check_stages(config: ModelConfig) -> None:
 
 
 def _check_numbers(config: ModelConfig) -> None:
-    if len(config.image_size) != 2 or any(
-        not isinstance(side, int) or side < 32 or side % 32 for side in config.image_size
-    ):
+    if len(config.image_size) != 2 or any(side < 32 or side % 32 for side in config.image_size):
         raise ConfigError(
             f"image_size: expected (height, width), both multiples of 32, got {config.image_size}"
         )
-    for name in ("head_dim", "state_dim", "expand"):
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}: expected a positive integer, got {value!r}")
     if config.state_dim % 4:
         raise ConfigError(f"state_dim: expected a multiple of 4, got {config.state_dim}")
     if not 0.0 <= config.rotary_fraction <= 1.0:

@@ -65,21 +65,32 @@ class HSS(nn.Module):
         self.heads = self.inner // config.head_dim
         self.directions = directions
         n, heads = config.state_dim, self.heads
-        self.angles = int(n * config.rotary_fraction) // 2 if config.rotary else 0
-        self.splits = [self.inner, self.inner, n, n, heads, heads, heads, self.angles, heads]
+        recurrent, both = config.paths != "matrix", config.paths == "both"
+        self.splits = {
+            "z": self.inner,
+            "x": self.inner,
+            "B": n,
+            "C": n,
+            "dt": heads,
+            "a": heads if recurrent else 0,
+            "trap": heads if recurrent and config.trapezoid else 0,
+            "angle": int(n * config.rotary_fraction) // 2 if recurrent and config.rotary else 0,
+            "g": heads if both else 0,
+        }
         self.norm = nn.LayerNorm(dim)
-        self.in_proj = nn.Linear(dim, sum(self.splits), bias=False)  # z x B C dt a trap angle g
+        self.in_proj = nn.Linear(dim, sum(self.splits.values()), bias=False)
         self.conv = nn.Conv2d(self.inner, self.inner, 3, padding=1, groups=self.inner)
         self.norm_b = nn.RMSNorm(n, eps=1e-5)
         self.norm_c = nn.RMSNorm(n, eps=1e-5)
-        self.dt_bias = nn.Parameter(torch.empty(directions, heads))
-        self.b_bias = nn.Parameter(torch.ones(directions, heads, n))
-        self.c_bias = nn.Parameter(torch.ones(directions, heads, n))
-        self.skip = nn.Parameter(torch.ones(directions, heads))
-        self.gate_bias = nn.Parameter(torch.zeros(heads))
-        self.direction_head = (
-            nn.Linear(dim, directions) if config.direction_weights and directions > 1 else None
-        )
+        self.dt_bias = nn.Parameter(torch.zeros(directions, heads))
+        if recurrent:
+            self.b_bias = nn.Parameter(torch.ones(directions, heads, n))
+            self.c_bias = nn.Parameter(torch.ones(directions, heads, n))
+            self.skip = nn.Parameter(torch.ones(directions, heads))
+        if both:
+            self.gate_bias = nn.Parameter(torch.zeros(heads))
+        weighted = recurrent and config.direction_weights and directions > 1
+        self.direction_head = nn.Linear(dim, directions) if weighted else None
         self.out_norm = nn.LayerNorm(self.inner)
         self.out_proj = nn.Linear(self.inner, dim, bias=False)
         self.drop_path = DropPath(drop_path)
@@ -92,28 +103,24 @@ class HSS(nn.Module):
         """What the block adds to its input; (B, h, w, C) in and out."""
         b, h, w, _ = x.shape
         u = self.norm(x)
-        z, v, keys, queries, dt, a, trap, angle, gate = pointwise(self.in_proj, u).split(
-            self.splits, dim=-1
-        )
-        v = F.silu(self.conv(v.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        pieces = pointwise(self.in_proj, u).split(list(self.splits.values()), dim=-1)
+        p = dict(zip(self.splits, pieces, strict=True))
+        v = F.silu(self.conv(p["x"].permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         v = v.reshape(b, h * w, self.heads, self.config.head_dim)
-        keys, queries = self.norm_b(keys).flatten(1, 2), self.norm_c(queries).flatten(1, 2)
+        keys = self.norm_b(p["B"].float()).flatten(1, 2)
+        queries = self.norm_c(p["C"].float()).flatten(1, 2)
         # Step sizes and rates stay in float32 under autocast: their sums span the whole image.
-        dt = dt.flatten(1, 2).float()
+        dt = p["dt"].flatten(1, 2).float()
         parts: list[Tensor] = []
-        if self.config.paths in ("both", "recurrence"):
-            rates = decay_rate(a.flatten(1, 2).float())
-            weights = self._direction_weights(u)
-            parts.append(
-                self._recurrence(v, keys, queries, dt, rates, trap, angle, weights, (h, w))
-            )
-        if self.config.paths in ("both", "matrix"):
+        if self.config.paths != "matrix":
+            parts.append(self._recurrence(v, keys, queries, dt, p, self._direction_weights(u)))
+        if self.config.paths != "recurrence":
             y = self._matrix(v, keys, queries, dt, (h, w))
             if self.config.paths == "both":
-                y = torch.sigmoid(gate.flatten(1, 2) + self.gate_bias).unsqueeze(-1) * y
+                y = torch.sigmoid(p["g"].flatten(1, 2) + self.gate_bias).unsqueeze(-1) * y
             parts.append(y)
         y = sum(parts[1:], parts[0]).reshape(b, h, w, self.inner)
-        added: Tensor = self.drop_path(pointwise(self.out_proj, self.out_norm(y) * F.silu(z)))
+        added: Tensor = self.drop_path(pointwise(self.out_proj, self.out_norm(y) * F.silu(p["z"])))
         return added
 
     def _direction_weights(self, u: Tensor) -> Tensor:
@@ -123,20 +130,34 @@ class HSS(nn.Module):
         return torch.softmax(self.direction_head(u.mean(dim=(1, 2))), dim=-1)
 
     def _recurrence(
-        self, v: Tensor, keys: Tensor, queries: Tensor, dt: Tensor, rates: Tensor, trap: Tensor,
-        angle: Tensor, weights: Tensor, size: tuple[int, int],
-    ) -> Tensor:  # fmt: skip
+        self,
+        v: Tensor,
+        keys: Tensor,
+        queries: Tensor,
+        dt: Tensor,
+        p: dict[str, Tensor],
+        weights: Tensor,
+    ) -> Tensor:
         """Path R: weighted mean over K scan orders of the recurrence; (B, L, H, P)."""
+        _, h, w, _ = p["a"].shape
         steps = F.softplus(dt.unsqueeze(1) + self.dt_bias.unsqueeze(1))  # (B, K, L, H)
-        trap = trap.flatten(1, 2)
-        if not self.config.trapezoid:
-            trap = torch.full_like(trap, 30.0)  # lambda = 1 to float32: Mamba-2's rule
+        rates = decay_rate(p["a"].flatten(1, 2).float())
+        # Without the trapezoid lambda = 1 to float32: Mamba-2's rule.
+        trap = p["trap"].flatten(1, 2) if self.config.trapezoid else torch.full_like(rates, 30.0)
         return selective_scan(
-            v, keys.unsqueeze(2), queries.unsqueeze(2), steps, rates, trap, angle.flatten(1, 2),
-            self.b_bias, self.c_bias, self.skip,
-            order=scan_table(self.config.order, *size, self.directions, v.device),
+            v,
+            keys.unsqueeze(2),
+            queries.unsqueeze(2),
+            steps,
+            rates,
+            trap,
+            p["angle"].flatten(1, 2),
+            self.b_bias,
+            self.c_bias,
+            self.skip,
+            order=scan_table(self.config.order, h, w, self.directions, v.device),
             weights=weights,
-        )  # fmt: skip
+        )
 
     def _matrix(
         self, v: Tensor, keys: Tensor, queries: Tensor, dt: Tensor, size: tuple[int, int]
@@ -164,7 +185,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=32)
 def scan_table(order: str, height: int, width: int, count: int, device: torch.device) -> Tensor:
     """Row table (K, L) of the scan directions, kept per size and device."""
-    return directions(order, height, width, count).to(device)
+    # A tensor made in inference mode could not serve a later training in the same process.
+    with torch.inference_mode(False):
+        return directions(order, height, width, count).to(device)
 
 
 @functools.lru_cache(maxsize=32)
@@ -174,13 +197,14 @@ def axial_phases(height: int, width: int, n: int, device: torch.device) -> tuple
     Rates are geometric from 1 to 1/32 radian per position (our choice): the finest pair tells
     neighbours apart, the slowest spans a 64 x 64 map once.
     """
-    pairs = n // 4
-    rates = torch.logspace(0.0, -math.log2(32.0), pairs, base=2.0, dtype=torch.float64)
-    rows = torch.arange(height, dtype=torch.float64)[:, None, None] * rates
-    columns = torch.arange(width, dtype=torch.float64)[None, :, None] * rates
-    shape = (height, width, pairs)
-    phase = torch.cat((rows.expand(shape), columns.expand(shape)), dim=-1).flatten(0, 1)
-    return phase.cos().float().to(device), phase.sin().float().to(device)
+    with torch.inference_mode(False):
+        pairs = n // 4
+        rates = torch.logspace(0.0, -math.log2(32.0), pairs, base=2.0, dtype=torch.float64)
+        rows = torch.arange(height, dtype=torch.float64)[:, None, None] * rates
+        columns = torch.arange(width, dtype=torch.float64)[None, :, None] * rates
+        shape = (height, width, pairs)
+        phase = torch.cat((rows.expand(shape), columns.expand(shape)), dim=-1).flatten(0, 1)
+        return phase.cos().float().to(device), phase.sin().float().to(device)
 
 
 class DSS(nn.Module):

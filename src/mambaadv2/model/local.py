@@ -55,7 +55,8 @@ class FrequencyConv(nn.Module):
     def __init__(self, dim: int, kernel: int, frequency: Frequency) -> None:
         super().__init__()
         self.frequency = frequency
-        self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        # No biases here and in the branch: the InstanceNorm behind each takes them out again.
+        self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
         if frequency == "wavelet":
             self.band_conv = nn.Conv2d(
                 4 * dim, 4 * dim, kernel, padding=kernel // 2, groups=4 * dim, bias=False
@@ -95,9 +96,9 @@ class LocalBranch(nn.Module):
 
     def __init__(self, dim: int, kernel: int, frequency: Frequency) -> None:
         super().__init__()
-        self.first = nn.Conv2d(dim, dim, 1)
+        self.first = nn.Conv2d(dim, dim, 1, bias=False)
         self.spatial = FrequencyConv(dim, kernel, frequency)
-        self.last = nn.Conv2d(dim, dim, 1)
+        self.last = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to one of the same shape."""
