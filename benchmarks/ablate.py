@@ -56,17 +56,21 @@ class Variant:
     name: str
     model: Mapping[str, object] = field(default_factory=dict)
     """Changed fields of `ModelConfig`."""
-    pca_start: bool = True
+    training: Mapping[str, object] = field(default_factory=dict)
+    """Changed fields of `TrainConfig`."""
 
 
 VARIANTS = (
     Variant(name="default"),
     Variant(name="paths-none", model={"paths": "none"}),
+    Variant(name="ancestor-fusion", model={"fusion": "concat"}, training={"state_share": 1.0}),
+    Variant(name="state-rate-full", training={"state_share": 1.0}),
+    Variant(name="fusion-concat", model={"fusion": "concat"}),
     Variant(name="paths-recurrence", model={"paths": "recurrence"}),
     Variant(name="paths-matrix", model={"paths": "matrix"}),
     Variant(name="frequency-none", model={"frequency": "none"}),
     Variant(name="frequency-fft", model={"frequency": "fft"}),
-    Variant(name="fusion-concat", model={"fusion": "concat"}),
+    Variant(name="band-kernel-full", model={"band_kernel": None}),
     Variant(name="directions-8", model={"directions": (8, 8, 8)}),
     Variant(name="directions-2", model={"directions": (2, 2, 2)}),
     Variant(name="directions-1", model={"directions": (1, 1, 1)}),
@@ -74,7 +78,7 @@ VARIANTS = (
     Variant(name="rotary-off", model={"rotary": False}),
     Variant(name="trapezoid-off", model={"trapezoid": False}),
     Variant(name="mamba2", model={"rotary": False, "trapezoid": False}),
-    Variant(name="pca-start-off", pca_start=False),
+    Variant(name="pca-start-off", training={"pca_start": False}),
 )
 """By importance; "default" has the preset's directions, both paths and everything on."""
 
@@ -139,12 +143,13 @@ class Job:
     @property
     def training(self) -> TrainConfig:
         """Settings of the preset; the length is in `steps`."""
+        changes = dict(self.variant.training)
         return dataclasses.replace(
             PRESET_TRAINING[PRESET],
             epochs=1,
             minutes=None,
             seed=self.seed,
-            pca_start=self.variant.pca_start,
+            **changes,  # type: ignore[arg-type]
         )
 
     @property

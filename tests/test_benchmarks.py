@@ -197,7 +197,7 @@ def test_variants_are_valid_and_none_is_the_default() -> None:
     assert len(set(names)) == len(names)
     for variant in ablate.VARIANTS:
         changed = dataclasses.replace(base, **variant.model)  # type: ignore[arg-type]
-        same = changed == base and variant.pca_start
+        same = changed == base and not variant.training
         assert same == (variant.name == "default"), variant.name
 
 

@@ -18,7 +18,7 @@ from mambaadv2.errors import ConfigError
 def false_alarm_rates(
     images: int, spreads: Sequence[float], *, repeats: int, rate: float = 0.01
 ) -> list[float]:
-    """Expected share of flagged good images per class, when log scores are normal.
+    """Expected share of flagged good images per class, when scores are normal around 3.
 
     The share beyond a threshold is exact, so only the calibration images are random.
     """
@@ -26,12 +26,11 @@ def false_alarm_rates(
     total = np.zeros(len(spreads))
     for _ in range(repeats):
         scores = {
-            str(i): np.exp(rng.normal(0.5, spread, images)).tolist()
-            for i, spread in enumerate(spreads)
+            str(i): (3 * rng.normal(1, spread, images)).tolist() for i, spread in enumerate(spreads)
         }
         found = calibrate_classes(scores, rate=rate)
         total += [
-            stats.norm.sf((math.log(found[str(i)].threshold) - 0.5) / spread)
+            stats.norm.sf((found[str(i)].threshold / 3 - 1) / spread)
             for i, spread in enumerate(spreads)
         ]
     shares: list[float] = (total / repeats).tolist()
@@ -48,8 +47,9 @@ def test_false_alarm_rate_of_one_class_is_nominal(images: int) -> None:
 @pytest.mark.parametrize("images", [2, 4, 8, 32, 200])
 def test_false_alarm_rate_of_many_like_classes_is_nominal(images: int) -> None:
     # The prior counts as 8 images although more stand behind it: at most a third too careful.
+    # Relative scores lean on the class's own mean: with 2 images that doubles the rate at most.
     shares = false_alarm_rates(images, [0.1] * 6, repeats=60)
-    assert 0.006 < float(np.mean(shares)) < 0.0125
+    assert 0.006 < float(np.mean(shares)) < (0.02 if images == 2 else 0.014)
 
 
 @pytest.mark.parametrize("images", [4, 8, 32, 200])
@@ -66,7 +66,7 @@ def test_rate_is_heeded() -> None:
 
 
 def test_a_class_of_two_close_images_is_not_taken_for_that_calm() -> None:
-    steady = np.exp(np.random.default_rng(0).normal(0, 0.1, 50)).tolist()
+    steady = np.random.default_rng(0).normal(1, 0.1, 50).tolist()
     found = calibrate_classes({"few": [1.0, 1.0001], "steady": steady})
     assert found["few"].threshold > 1.2
     assert found["few"].images == 2
@@ -75,7 +75,7 @@ def test_a_class_of_two_close_images_is_not_taken_for_that_calm() -> None:
 
 def test_one_image_in_all_gets_a_default_margin() -> None:
     found = calibrate_classes({"lone": [2.0]})
-    margin = math.log(found["lone"].threshold / 2.0)
+    margin = found["lone"].threshold / 2.0 - 1
     assert margin == pytest.approx(stats.t.ppf(0.99, df=8) * 0.05 * math.sqrt(2))
 
 
@@ -115,7 +115,7 @@ def test_a_calm_image_does_not_raise_the_threshold_much(calm: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [[], [0.0], [1.0, 0.0, 0.0], [1.0, -1.0], [1.0, math.nan], [1.0, math.inf]]
+    "bad", [[], [0.0], [0.0, 0.0, 0.0], [1.0, -1.0], [1.0, math.nan], [1.0, math.inf]]
 )
 def test_scores_that_are_none_are_refused(bad: list[float]) -> None:
     with pytest.raises(ConfigError, match=r"class 'bolt'.*finite scores >= 0"):

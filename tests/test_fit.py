@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from mambaadv2.data.features import FeatureStore
 from mambaadv2.errors import ConfigError, TrainingError
-from mambaadv2.fit import Shape, StepPlan, TimePlan, TrainConfig, fit, make_optimizer, rate_at
+from mambaadv2.fit import (
+    Shape,
+    StepPlan,
+    TimePlan,
+    TrainConfig,
+    fit,
+    make_optimizer,
+    rate_at,
+    steps_per_epoch,
+)
 from mambaadv2.model.config import ModelConfig
 from mambaadv2.model.encoder import EncoderProvenance, FrozenEncoder
 from mambaadv2.model.network import Features, Network
@@ -159,10 +168,12 @@ def test_every_parameter_is_optimised_once_and_vectors_do_not_decay() -> None:
     assert sorted(held) == sorted(id(p) for p in parameters.values())
     assert not any(name.startswith("encoder") for name in parameters)
     for group in groups:
-        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] > 0}
         assert group["betas"] == (0.9, 0.99)
-        names = {n for n, p in parameters.items() if any(p is q for q in group["params"])}
-        assert {".blocks." in name for name in names} == {group["share"] == 0.2}
+        for name, parameter in parameters.items():
+            if any(parameter is member for member in group["params"]):
+                assert (".blocks." in name) == (group["share"] == 0.2)
+                matrix = name.endswith(".weight") and parameter.ndim > 1
+                assert matrix == (group["weight_decay"] > 0)
 
 
 def test_training_lowers_the_loss_and_leaves_the_encoder(tmp_path: Path) -> None:
@@ -204,7 +215,7 @@ def test_the_rate_anneals_by_the_clock_too(tmp_path: Path) -> None:
 
 
 def order(seed: int, folder: Path) -> list[list[int]]:
-    learn = Recording(7)
+    learn = Recording(8)
     config = TrainConfig(epochs=3, batch_size=3, seed=seed)
     with new_log(folder) as log:
         fit(toy_network(), learn, config, StepPlan(total=9), log)
@@ -213,12 +224,29 @@ def order(seed: int, folder: Path) -> list[list[int]]:
 
 def test_every_epoch_visits_every_image_once_in_a_new_order(tmp_path: Path) -> None:
     asked = order(0, tmp_path)
-    assert [len(batch) for batch in asked] == [3, 3, 1] * 3
+    assert [len(batch) for batch in asked] == [3, 3, 2] * 3
     epochs = [list(itertools.chain(*asked[i : i + 3])) for i in (0, 3, 6)]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert order(0, tmp_path) == asked
     assert order(1, tmp_path) != asked
+
+
+@pytest.mark.parametrize(
+    "images, batch, steps", [(8, 3, 3), (7, 3, 2), (6, 3, 2), (1, 3, 1), (1, 1, 1), (3, 1, 3)]
+)
+def test_a_last_batch_of_one_image_is_left_out(
+    tmp_path: Path, images: int, batch: int, steps: int
+) -> None:
+    learn = Recording(images)
+    assert steps_per_epoch(images, batch) == steps
+    with new_log(tmp_path) as log:
+        config = TrainConfig(epochs=2, batch_size=batch)
+        fit(toy_network(), learn, config, StepPlan(total=2 * steps), log)
+    for epoch in (learn.asked[:steps], learn.asked[steps:]):
+        seen = list(itertools.chain(*epoch))
+        assert len(seen) == len(set(seen)) >= images - 1
+    assert metrics(tmp_path)[-1]["epoch"] == 2
 
 
 def test_a_poisoned_feature_stops_the_run_with_step_and_term(tmp_path: Path) -> None:

@@ -371,8 +371,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_records(
     assert not (tmp_path / "model.safetensors").exists()
 
 
-# torch says once per process that its RMSNorm is not fused for mixed types.
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 def test_bfloat16_learns_nearly_the_same(data: Path, run: Path, tmp_path: Path) -> None:
     out = quiet(data, tmp_path, config=dataclasses.replace(CONFIG, precision="bfloat16"))
     assert losses(out) == pytest.approx(losses(run), rel=0.03)

@@ -1,10 +1,9 @@
 """What a normal score is: thresholds and the colour scale, from held-out normal images only.
 
-Rule (our choice): log scores of normal images are roughly normal within a class, so the threshold
-is the upper end of the prediction interval for one new image at a nominal false-alarm rate,
-exp(mean + t sqrt(1 + 1/n) s), with Student's t. With few images s leans on the spread pooled over
-the other classes, and an uncommonly calm image, of a score near 0, counts as half the median: its
-logarithm would set the upper end. It says nothing about defects and never sees one.
+Rule (our choice): the scores of a class's normal images, divided by their mean, are taken as roughly
+normal, so the threshold is the upper end of the prediction interval for one new image at a nominal
+false-alarm rate, mean x (1 + t s sqrt(1 + 1/n)), with Student's t. With few images s leans on the
+spread pooled over the other classes. It says nothing about defects and never sees one.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from mambaadv2.errors import ConfigError
 
 FALSE_ALARM_RATE = 0.01
 PRIOR_IMAGES = 8.0  # the pooled spread weighs as much as this many images of the class
-LONE_SPREAD = 0.05  # of log scores, where no class has two images
-CALM = 0.5  # of a class's median: lower scores count as this much
+LONE_SPREAD = 0.05  # of relative scores, where no class has two images
 FULL_SCALE = 2.0  # the colour scale ends at twice the threshold
 
 
@@ -56,27 +54,26 @@ def calibrate_classes(
 ) -> dict[str, ClassCalibration]:
     """Threshold per class from the raw image scores of held-out normal images.
 
-    scores: class name to scores, >= 0, at least one each and the median > 0. rate: wished share of
+    scores: class name to scores, >= 0, at least one each and not all 0. rate: wished share of
     flagged good images. Raises `ConfigError` for other scores and for a bad rate.
     """
     from scipy import stats
 
     if not 0 < rate < 0.5:
         raise ConfigError(f"rate: expected a false-alarm rate between 0 and 0.5, got {rate}")
-    logs: dict[str, NDArray[np.float64]] = {}
+    relative: dict[str, NDArray[np.float64]] = {}
     for name, sample in scores.items():
         array = np.asarray(sample, dtype=np.float64)
-        median = float(np.median(array)) if array.size else 0.0
-        if not (np.all(np.isfinite(array)) and np.all(array >= 0) and median > 0):
+        if not (array.size and np.all(np.isfinite(array)) and np.all(array >= 0) and array.any()):
             raise ConfigError(
-                f"calibration of class {name!r}: expected finite scores >= 0, most of them above "
-                f"0, of at least one held-out normal image, got {list(sample)[:5]}"
+                f"calibration of class {name!r}: expected finite scores >= 0, not all 0, "
+                f"of at least one held-out normal image, got {list(sample)[:5]}"
             )
-        logs[name] = np.log(np.maximum(array, CALM * median))
-    squares = {name: float(((v - v.mean()) ** 2).sum()) for name, v in logs.items()}
-    freedom = sum(len(v) - 1 for v in logs.values())
+        relative[name] = array / array.mean()
+    squares = {name: float(((v - 1) ** 2).sum()) for name, v in relative.items()}
+    freedom = sum(len(v) - 1 for v in relative.values())
     calibrated: dict[str, ClassCalibration] = {}
-    for name, values in logs.items():
+    for name, values in relative.items():
         n = len(values)
         # The other classes only: a class counted in its own prior would seem twice as certain.
         others = freedom - (n - 1)
@@ -86,8 +83,9 @@ def calibrate_classes(
             prior, pooled = PRIOR_IMAGES, LONE_SPREAD**2
         variance = (squares[name] + prior * pooled) / (n - 1 + prior)
         t = float(stats.t.ppf(1 - rate, df=n - 1 + prior))
-        upper = float(values.mean()) + t * math.sqrt(max(0.0, variance) * (1 + 1 / n))
-        calibrated[name] = ClassCalibration(threshold=math.exp(upper), images=n)
+        upper = 1 + t * math.sqrt(max(0.0, variance) * (1 + 1 / n))
+        mean = float(np.mean(np.asarray(scores[name], dtype=np.float64)))
+        calibrated[name] = ClassCalibration(threshold=mean * upper, images=n)
     return calibrated
 
 

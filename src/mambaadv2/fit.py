@@ -204,18 +204,23 @@ def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: S
     return step
 
 
-def _shuffled(count: int, config: TrainConfig) -> Iterator[tuple[int, list[int]]]:
-    """Yield (epoch, positions of a batch) for ever; every epoch visits every image once.
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches in a pass over the images.
 
     A last batch of one image is left out: BatchNorm may have nothing to average over in it.
     """
+    full, rest = divmod(images, batch_size)
+    return max(1, full + (rest > 1))
+
+
+def _shuffled(count: int, config: TrainConfig) -> Iterator[tuple[int, list[int]]]:
+    """Yield (epoch, positions of a batch) for ever; no image comes twice in an epoch."""
     generator = torch.Generator().manual_seed(config.seed)
+    steps = steps_per_epoch(count, config.batch_size)
     for epoch in itertools.count(1):
-        order = torch.randperm(count, generator=generator).tolist()
-        for start in range(0, count, config.batch_size):
-            batch = order[start : start + config.batch_size]
-            if len(batch) > 1 or count == 1 or config.batch_size == 1:
-                yield epoch, batch
+        order = torch.randperm(count, generator=generator)
+        for batch in order.split(config.batch_size)[:steps]:
+            yield epoch, batch.tolist()
 
 
 def _require_finite(step: int, terms: Mapping[str, float], norm: float) -> None:

@@ -30,7 +30,7 @@ from mambaadv2.data.features import (
 )
 from mambaadv2.data.index import mvtec_records
 from mambaadv2.errors import ConfigError
-from mambaadv2.fit import Plan, StepPlan, TimePlan, TrainConfig, fit
+from mambaadv2.fit import Plan, StepPlan, TimePlan, TrainConfig, fit, steps_per_epoch
 from mambaadv2.heldout import HeldOut, fit_on_heldout
 from mambaadv2.model.config import ModelConfig
 from mambaadv2.model.encoder import build_encoder
@@ -126,7 +126,7 @@ def train_model(
             learn, held, print_ = _sources(network, parts, config, folder, log)
             set_start(network, learn, config)
             if config.minutes is None:
-                per_epoch = -(-len(learn) // config.batch_size)
+                per_epoch = steps_per_epoch(len(learn), config.batch_size)
                 plan: Plan = StepPlan(total=(config.epochs or 1) * per_epoch)
             else:
                 reserve = _calibration_seconds(network, learn, held)

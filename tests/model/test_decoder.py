@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from mambaadv2.model.decoder import (
     Decoder,
     PatchExpand,
     decay_rate,
+    pointwise,
     scan_table,
 )
 from mambaadv2.model.local import DropPath
@@ -140,7 +142,6 @@ def test_the_rotary_fraction_sets_the_number_of_angles(
     assert args[6].shape[-1] == angles
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_sums_of_the_scan_stay_in_float32_under_autocast(
     small_config: Config, captured: Captured
 ) -> None:
@@ -151,7 +152,8 @@ def test_sums_of_the_scan_stay_in_float32_under_autocast(
         with torch.autocast("cpu", torch.bfloat16):
             rough = block(x)
     given = dict(zip(NAMES, captured[-1][0], strict=True))
-    assert given["dt"].dtype == given["A"].dtype == torch.float32
+    for name in ("dt", "A", "B", "C"):
+        assert given[name].dtype == torch.float32, name
     assert given["x"].dtype == torch.bfloat16
     assert float((rough - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
@@ -274,7 +276,11 @@ def test_path_m_is_linear_in_the_number_of_positions(small_config: Config) -> No
 
 def test_the_gate_closes_path_m(small_config: Config) -> None:
     both, alone = hss(small_config()), hss(small_config(paths="recurrence"))
-    alone.load_state_dict(both.state_dict())
+    state = both.state_dict()
+    del state["gate_bias"]
+    assert list(both.splits)[-1] == "g"
+    state["in_proj.weight"] = state["in_proj.weight"][: -both.splits["g"]]
+    alone.load_state_dict(state)
     x = random(2, 4, 4, 16)
     assert not torch.allclose(both(x), alone(x), atol=1e-3)
     with torch.no_grad():
@@ -302,6 +308,56 @@ def test_a_block_is_a_residual(small_config: Config, paths: Paths) -> None:
     with torch.no_grad():
         block.out_proj.weight.zero_()
     assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize(
+    "changes, absent",
+    [
+        ({}, ""),
+        ({"trapezoid": False}, "trap"),
+        ({"rotary": False}, "angle"),
+        ({"rotary_fraction": 0.0}, "angle"),
+        ({"direction_weights": False}, "direction_head"),
+        ({"paths": "recurrence"}, "g gate_bias"),
+        ({"paths": "recurrence", "trapezoid": False, "rotary": False}, "g gate_bias trap angle"),
+        ({"paths": "matrix"}, "a trap angle g b_bias c_bias skip gate_bias direction_head"),
+    ],
+    ids=str,
+)
+def test_a_block_holds_what_its_paths_need(
+    small_config: Config, changes: dict[str, object], absent: str
+) -> None:
+    """Widths of the projection and parameters per direction; 4 heads, 8 state dimensions."""
+    missing = set(absent.split())
+    widths = {"z": 32, "x": 32, "B": 8, "C": 8, "dt": 4, "a": 4, "trap": 4, "angle": 2, "g": 4}
+    block = hss(small_config(**changes), directions=2)
+    assert block.splits == {n: 0 if n in missing else width for n, width in widths.items()}
+    assert block.in_proj.out_features == sum(w for n, w in widths.items() if n not in missing)
+    shapes = {
+        "dt_bias": (2, 4), "b_bias": (2, 4, 8), "c_bias": (2, 4, 8), "skip": (2, 4),
+        "gate_bias": (4,), "direction_head": (2, 16),
+    }  # fmt: skip
+    always = ("norm.", "in_proj.", "conv.", "norm_b.", "norm_c.", "out_norm.", "out_proj.")
+    held = {
+        name.removesuffix(".weight"): tuple(p.shape)
+        for name, p in block.named_parameters()
+        if not name.startswith(always) and name != "direction_head.bias"
+    }
+    assert held == {n: shape for n, shape in shapes.items() if n not in missing}
+
+
+def test_pointwise_is_the_linear_layer() -> None:
+    linear = nn.Linear(6, 10, bias=False)
+    x, target = random(2, 3, 5, 6), random(2, 3, 5, 10)
+    gradients = []
+    for apply in (linear, functools.partial(pointwise, linear)):
+        inputs = x.clone().requires_grad_()
+        y = apply(inputs)
+        torch.testing.assert_close(y, linear(x))
+        wanted = torch.autograd.grad((y * target).sum(), (inputs, linear.weight))
+        gradients.append(wanted)
+    for actual, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", ["beside", "concat"])
@@ -334,6 +390,16 @@ def test_local_kernels_set_the_branches(small_network: Build) -> None:
     module = first_module(small_network(local_kernels=(3, 5, 9)))
     sizes = [branch.get_submodule("spatial.conv").kernel_size for branch in module.branches]
     assert sizes == [(3, 3), (5, 5), (9, 9)]
+
+
+@pytest.mark.parametrize("band_kernel, sizes", [(None, [3, 7]), (5, [5, 5])])
+def test_the_band_kernel_is_the_branches_own_unless_given(
+    small_network: Build, band_kernel: int | None, sizes: list[int]
+) -> None:
+    module = first_module(small_network(local_kernels=(3, 7), band_kernel=band_kernel))
+    bands = [branch.get_submodule("spatial.band_conv").kernel_size for branch in module.branches]
+    assert bands == [(size, size) for size in sizes]
+    assert module(random(2, 24, 3, 5)).shape == (2, 24, 3, 5)
 
 
 def test_patch_expand_doubles_and_keeps_places() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mambaadv2.errors import ConfigError
-from mambaadv2.model.config import Frequency, ModelConfig, Paths
+from mambaadv2.model.config import STAGE_STRIDES, Frequency, ModelConfig, Paths
 from mambaadv2.model.decoder import HSS
 from mambaadv2.model.encoder import build_encoder
 from mambaadv2.model.info import (
@@ -58,13 +60,16 @@ def test_r34_has_the_size_that_is_published_for_it(r34: ModelInfo) -> None:
     assert r34.neck.parameters == 1_457_664
     assert r34.neck.flops.total / 2e9 == pytest.approx(0.267, abs=0.001)
     assert [part.parameters for part in r34.stages] == [
-        6_842_336, 3_257_928, 1_279_944, 185_828,
+        6_839_264, 3_254_856, 1_277_640, 185_444,
     ]  # fmt: skip
     assert r34.outputs.parameters == 86_464
-    assert r34.parameters == 21_280_468
-    assert r34.trainable == 13_110_164
+    assert r34.parameters == 21_271_636
+    assert r34.trainable == 13_101_332
     assert r34.flops.total / 2e9 == pytest.approx(9.865, abs=0.001)
+    assert r34.flops.convolution / 2e9 == pytest.approx(5.124, abs=0.001)
+    assert r34.flops.linear / 2e9 == pytest.approx(1.918, abs=0.001)
     assert r34.flops.recurrence / 2e9 == pytest.approx(2.575, abs=0.001)
+    assert r34.flops.matrix / 2e9 == pytest.approx(0.247, abs=0.001)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -86,6 +91,33 @@ def test_operations_are_those_that_torch_counts(paths: Paths, frequency: Frequen
     assert info.flops.total == counted(network(config))
     assert bool(info.flops.recurrence) == (paths in ("both", "recurrence"))
     assert bool(info.flops.matrix) == (paths in ("both", "matrix"))
+
+
+def applied(layer: nn.Module, positions: int) -> int:
+    """2 per weight and position."""
+    return 2 * layer.get_parameter("weight").numel() * positions
+
+
+@pytest.mark.parametrize("paths", ["both", "recurrence", "matrix", "none"])
+def test_linear_layers_run_as_convolutions_are_told_apart(paths: Paths) -> None:
+    """Each kind by its definition, 2 per weight and position: both kinds use the same kernels."""
+    config = dataclasses.replace(SMALL, paths=paths)
+    info, decoder = model_info(config), network(config).decoder
+    for i, (part, stage) in enumerate(zip(info.stages, decoder.stages, strict=True)):
+        sides = [side // STAGE_STRIDES[i] for side in config.image_size]
+        positions, halved = math.prod(sides), math.prod(-(-side // 2) for side in sides)
+        linear = convolution = 0
+        for name, layer in stage.named_modules():
+            if isinstance(layer, nn.Linear):  # the weights of the directions are one per image
+                linear += applied(layer, 1 if name.endswith("direction_head") else positions)
+            elif isinstance(layer, nn.Conv2d):
+                convolution += applied(layer, halved if name.endswith("band_conv") else positions)
+        if i > 0:
+            expand = decoder.expands[i - 1].get_submodule("expand")
+            linear += applied(expand, positions // 4)
+        assert part.flops.linear == linear
+        assert part.flops.convolution == convolution
+    assert info.encoder.flops.linear == info.neck.flops.linear == info.outputs.flops.linear == 0
 
 
 def test_attention_of_a_transformer_is_counted() -> None:
@@ -113,8 +145,10 @@ def test_formulas_are_what_the_torch_forms_do(size: tuple[int, int], directions:
         costs[paths] = counter.get_total_flops()
     length = size[0] * size[1]
     head = 0 if directions == 1 else 2 * 16 * directions  # the weights of the directions
+    rows = 3 * 4 + 2  # of the projection: a, trap and g of 4 heads, 2 angles
+    projected = 2 * 16 * rows * length
     recurrence = recurrence_flops(blocks["both"], length)
-    assert costs["both"] - costs["matrix"] - head == recurrence
+    assert costs["both"] - costs["matrix"] - projected - head == recurrence
     assert recurrence_flops(blocks["matrix"], length) == 0
     heads, n, p = 4, 8, 8
     assert matrix_flops(blocks["both"], length) == 4 * length * n * p * heads

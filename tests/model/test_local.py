@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambaadv2.model.config import Frequency
 from mambaadv2.model.local import (
@@ -81,7 +81,7 @@ def test_scale_zero_is_the_plain_convolution(frequency: Frequency, kernel: int) 
 def test_the_plain_convolution_is_depth_wise() -> None:
     conv = FrequencyConv(4, 5, "none")
     x = random(1, 4, 8, 8)
-    expected = F.conv2d(x, conv.conv.weight, conv.conv.bias, padding=2, groups=4)
+    expected = F.conv2d(x, conv.conv.weight, padding=2, groups=4)
     assert torch.equal(conv(x), expected)
 
 
@@ -131,6 +131,19 @@ def test_a_branch_keeps_the_shape(frequency: Frequency, size: tuple[int, int]) -
     y = LocalBranch(6, 5, frequency)(random(2, 6, *size))
     assert y.shape == (2, 6, *size)
     assert bool(y.isfinite().all())
+
+
+@pytest.mark.parametrize("frequency", FREQUENCIES)
+def test_a_branch_has_no_biases_because_they_would_do_nothing(frequency: Frequency) -> None:
+    branch = LocalBranch(4, 3, frequency)
+    names = dict(branch.named_parameters())
+    assert not [name for name in names if name.endswith("bias")]
+    x = random(2, 4, 6, 6)
+    expected = branch(x)
+    for conv in (branch.first, branch.spatial.conv, branch.last):
+        conv.bias = nn.Parameter(random(4))
+    assert set(dict(branch.named_parameters())) > set(names)
+    torch.testing.assert_close(branch(x), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_instance_norm_is_torchs() -> None:

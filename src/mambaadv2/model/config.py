@@ -52,6 +52,8 @@ class ModelConfig:
     """Frequency enhancement of the depth-wise convolutions. [paper; the transform is lineage]"""
     local_kernels: tuple[int, ...] = (5, 7)
     """Kernel sizes of the local branches. [lineage]"""
+    band_kernel: int | None = None
+    """Kernel of the convolution on wavelet bands; None takes the branch's own. [lineage: None]"""
     fusion: Fusion = "beside"
     """Whether the HSS blocks stand beside the local branches' convolution or are concatenated into
     it as in the ancestor. [ours; "concat" is lineage]"""
@@ -180,3 +182,6 @@ def _check_numbers(config: ModelConfig) -> None:
         raise ConfigError(f"sigma: expected a number of pixels >= 0, got {config.sigma}")
     if not config.local_kernels or any(k < 1 or k % 2 == 0 for k in config.local_kernels):
         raise ConfigError(f"local_kernels: expected odd sizes, got {config.local_kernels}")
+    band = config.band_kernel
+    if band is not None and (type(band) is not int or band < 1 or band % 2 == 0):
+        raise ConfigError(f"band_kernel: expected an odd size or none, got {band!r}")

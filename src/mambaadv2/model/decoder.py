@@ -225,7 +225,8 @@ class DSS(nn.Module):
             HSS(config, dim, directions, rate) for rate in drop_paths if config.paths != "none"
         )
         self.branches = nn.ModuleList(
-            LocalBranch(dim, kernel, config.frequency) for kernel in config.local_kernels
+            LocalBranch(dim, kernel, config.frequency, config.band_kernel)
+            for kernel in config.local_kernels
         )
         inputs = len(self.branches) + (1 if self.concat else 0)
         self.fuse = nn.Conv2d(dim * inputs, dim, 1)

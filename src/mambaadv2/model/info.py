@@ -7,11 +7,12 @@ whatever else costs a constant per value.
 
 Layers are measured on one forward pass. The scan is counted in closed form, because a fused kernel
 is invisible to torch's counter; a test holds the formulas to what it sees of the torch forms.
+Linear layers that the decoder runs as 1x1 convolutions are linear layers here all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mambaadv2.model.config import STAGE_STRIDES, ModelConfig
-from mambaadv2.model.decoder import HSS
+from mambaadv2.model.decoder import HSS, PatchExpand
 from mambaadv2.model.encoder import build_encoder
 from mambaadv2.model.network import Network
 from mambaadv2.model.presets import preset_config
@@ -43,6 +44,15 @@ class Flops:
     def total(self) -> int:
         """All of them."""
         return self.convolution + self.linear + self.recurrence + self.matrix + self.other
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Operations that torch counts in a module, its children included."""
+
+    total: int
+    convolution: int
+    """Those of them that a convolution kernel does, `pointwise` included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +128,7 @@ def model_info(config: ModelConfig) -> ModelInfo:
         network = Network(config, body).eval()
     measured = _measure(network)
     encoder = _part("encoder", config.encoder, [network.encoder], measured)
-    rest = measured[network.encoder] - encoder.flops.total
+    rest = measured[network.encoder].total - encoder.flops.total
     decoder = network.decoder
     stages: list[PartInfo] = []
     for i, stage in enumerate(decoder.stages):
@@ -175,22 +185,24 @@ def matrix_flops(block: HSS, length: int) -> int:
     return 4 * length * config.state_dim * config.head_dim * block.heads
 
 
-def _measure(network: Network) -> dict[nn.Module, int]:
-    """Operations that torch counts in each module, its children included, on one forward pass."""
+def _measure(network: Network) -> dict[nn.Module, _Measured]:
+    """Count every module's operations on one forward pass."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, *network.config.image_size))
     counts = counter.get_flop_counts()
-    return {
-        module: sum(counts.get(f"Network.{name}", {}).values())
-        for name, module in network.named_modules()
-    }
+    measured: dict[nn.Module, _Measured] = {}
+    for name, module in network.named_modules():
+        by_kind = counts.get(f"Network.{name}", {})
+        convolution = by_kind.get(torch.ops.aten.convolution, 0)
+        measured[module] = _Measured(sum(by_kind.values()), convolution)
+    return measured
 
 
 def _part(
     name: str,
     note: str,
     modules: Sequence[nn.Module],
-    measured: Mapping[nn.Module, int],
+    measured: Mapping[nn.Module, _Measured],
     *,
     recurrence: int = 0,
     matrix: int = 0,
@@ -199,18 +211,32 @@ def _part(
     """Sum up modules: layers as measured, everything else as given."""
     parameters = [p for module in modules for p in module.parameters()]
     layers = [layer for module in modules for layer in module.modules()]
+    linear = sum(measured[layer].total for layer in layers if isinstance(layer, nn.Linear))
     return PartInfo(
         name=name,
         note=note,
         parameters=sum(p.numel() for p in parameters),
         trainable=any(p.requires_grad for p in parameters),
         flops=Flops(
-            convolution=sum(measured[layer] for layer in layers if isinstance(layer, nn.Conv2d)),
-            linear=sum(measured[layer] for layer in layers if isinstance(layer, nn.Linear)),
+            convolution=_convolutions(layers, measured),
+            linear=linear + _pointwise(layers, measured),
             recurrence=recurrence,
             matrix=matrix,
             other=other,
         ),
+    )
+
+
+def _convolutions(layers: Iterable[nn.Module], measured: Mapping[nn.Module, _Measured]) -> int:
+    return sum(measured[layer].total for layer in layers if isinstance(layer, nn.Conv2d))
+
+
+def _pointwise(layers: Iterable[nn.Module], measured: Mapping[nn.Module, _Measured]) -> int:
+    """Operations of `pointwise`: what is convolved in its callers outside their convolutions."""
+    return sum(
+        measured[layer].convolution - _convolutions(layer.modules(), measured)
+        for layer in layers
+        if isinstance(layer, HSS | PatchExpand)
     )
 
 

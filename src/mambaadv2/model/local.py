@@ -52,14 +52,17 @@ def instance_norm(x: Tensor) -> Tensor:
 class FrequencyConv(nn.Module):
     """Depth-wise k x k convolution plus a second path through a frequency transform."""
 
-    def __init__(self, dim: int, kernel: int, frequency: Frequency) -> None:
+    def __init__(
+        self, dim: int, kernel: int, frequency: Frequency, band_kernel: int | None = None
+    ) -> None:
         super().__init__()
         self.frequency = frequency
         # No biases here and in the branch: the InstanceNorm behind each takes them out again.
         self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
         if frequency == "wavelet":
+            size = band_kernel or kernel
             self.band_conv = nn.Conv2d(
-                4 * dim, 4 * dim, kernel, padding=kernel // 2, groups=4 * dim, bias=False
+                4 * dim, 4 * dim, size, padding=size // 2, groups=4 * dim, bias=False
             )
             self.scale = nn.Parameter(torch.full((4 * dim,), FREQUENCY_SCALE))
         elif frequency == "fft":
@@ -94,10 +97,12 @@ class LocalBranch(nn.Module):
     CB is convolution, InstanceNorm, SiLU (MambaAD). Maps (B, C, h, w) to (B, C, h, w).
     """
 
-    def __init__(self, dim: int, kernel: int, frequency: Frequency) -> None:
+    def __init__(
+        self, dim: int, kernel: int, frequency: Frequency, band_kernel: int | None = None
+    ) -> None:
         super().__init__()
         self.first = nn.Conv2d(dim, dim, 1, bias=False)
-        self.spatial = FrequencyConv(dim, kernel, frequency)
+        self.spatial = FrequencyConv(dim, kernel, frequency, band_kernel)
         self.last = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ def preset_config(
             directions=(1, 1, 2),
             head_dim=64,
             state_dim=16,
+            band_kernel=3,
             drop_path=0.0,
             score="whitened",
         )
