@@ -1,9 +1,9 @@
 """What a normal score is: thresholds and the colour scale, from held-out normal images only.
 
-Rule (our choice): the scores of a class's normal images, divided by their mean, are taken as roughly
-normal, so the threshold is the upper end of the prediction interval for one new image at a nominal
-false-alarm rate, mean x (1 + t s sqrt(1 + 1/n)), with Student's t. With few images s leans on the
-spread pooled over the other classes. It says nothing about defects and never sees one.
+Rule (our choice): the scores of a class's normal images, divided by their mean, are taken as
+roughly normal, so the threshold is the upper end of the prediction interval for one new image at a
+nominal false-alarm rate, mean x (1 + t s sqrt(1 + 1/n)), with Student's t. With few images s leans
+on the spread pooled over the other classes. It says nothing about defects and never sees one.
 """
 
 from __future__ import annotations
