@@ -20,12 +20,9 @@ from torch import Tensor
 
 from mambaadv2.data.features import FeatureStore, Source, fill_store, fingerprint
 from mambaadv2.data.index import Record, mvtec_records
-from mambaadv2.errors import DataError, UndefinedMetricError
-from mambaadv2.evaluate import METRICS, ClassResult, Evaluation
+from mambaadv2.errors import DataError
+from mambaadv2.evaluate import ClassResult, Evaluation, class_metrics
 from mambaadv2.image import read_image, read_mask, resize_map
-from mambaadv2.metrics import auroc, average_precision, f1_max, pixel_metrics
-from mambaadv2.model.config import ModelConfig
-from mambaadv2.model.encoder import FrozenEncoder
 from mambaadv2.model.network import Network
 from mambaadv2.model.scoring import Scorer
 
@@ -68,28 +65,25 @@ class CachedData:
         return tuple(self.train_paths)
 
 
-def cache(
-    data: Path,
-    encoder: FrozenEncoder,
-    config: ModelConfig,
-    device: torch.device,
-    tick: Callable[[int], None] = lambda _: None,
-) -> CachedData:
-    """Encode all training and test images; `tick` is called with the number of images done."""
+def cache(data: Path, network: Network, tick: Callable[[int], None] = lambda _: None) -> CachedData:
+    """Encode all training and test images; `tick` is called with the number of images done.
+
+    network: any with the encoder and the sizes of those that will use the features.
+    """
     train = _by_class(mvtec_records(data, split="train"))
     test = _by_class(mvtec_records(data, split="test", classes=tuple(train)))
-    scales = len(config.strides)
+    device, size = network.feature_scale.device, network.config.image_size
 
     def encode(images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(encoder(images.to(device))[-scales:])
+        return network.features(images.to(device))
 
     shapes = [
-        (f.shape[1], f.shape[2], f.shape[3]) for f in encode(torch.zeros(1, 3, *config.image_size))
+        (channels, size[0] // stride, size[1] // stride)
+        for channels, stride in zip(network.channels, reversed(network.config.strides), strict=True)
     ]
     paths = [[r.path for members in part.values() for r in members] for part in (train, test)]
     stores = [
-        fill_store(files, config.image_size, encode, shapes, folder=None, key="", tick=tick)
-        for files in paths
+        fill_store(files, size, encode, shapes, folder=None, key="", tick=tick) for files in paths
     ]
     return CachedData(
         train_paths={name: tuple(r.path for r in members) for name, members in train.items()},
@@ -145,34 +139,20 @@ def evaluate_cached(
                 maps[name].extend(scorer(scaled, rebuilt, classes).cpu().numpy())
         first += len(records)
         labels = np.array([record.defect for record in records])
+        masks = data.masks[class_name]
         for name, values in maps.items():
-            results[name][class_name] = _class_result(labels, values, data.masks[class_name])
+            scores = np.array([float(found.max()) for found in values])
+            resized = [] if masks is None else _resized(values, masks)
+            results[name][class_name] = class_metrics(labels, scores, masks, resized)
     seconds = time.perf_counter() - start
     return {name: Evaluation(classes=found, seconds=seconds) for name, found in results.items()}
 
 
-def _class_result(
-    labels: NDArray[np.bool_], maps: Sequence[NDArray[np.float32]], masks: Sequence[Mask] | None
-) -> ClassResult:
-    metrics: dict[str, float | None] = dict.fromkeys(METRICS)
-    scores = np.array([float(values.max()) for values in maps])
-    if labels.any() and not labels.all():
-        metrics["image_auroc"] = auroc(labels, scores)
-        metrics["image_ap"] = average_precision(labels, scores)
-        metrics["image_f1max"] = f1_max(labels, scores)[0]
-    if masks is not None:
-        resized = [
-            resize_map(values, (mask.shape[0], mask.shape[1]))
-            for values, mask in zip(maps, masks, strict=True)
-        ]
-        try:
-            pixel = pixel_metrics(masks, resized)
-        except UndefinedMetricError:
-            pass
-        else:
-            metrics["pixel_auroc"], metrics["pixel_ap"] = pixel.auroc, pixel.average_precision
-            metrics["pixel_f1max"], metrics["pixel_aupro"] = pixel.f1_max, pixel.aupro
-    seven = [value for value in metrics.values() if value is not None]
-    metrics["mad"] = sum(seven) / 7 if len(seven) == 7 else None
-    n_defect = int(np.count_nonzero(labels))
-    return ClassResult(metrics=metrics, n_good=len(labels) - n_defect, n_defect=n_defect)
+def _resized(
+    maps: Sequence[NDArray[np.float32]], masks: Sequence[Mask]
+) -> list[NDArray[np.float32]]:
+    """Maps in the size of their masks, which is that of the images."""
+    return [
+        resize_map(values, (mask.shape[0], mask.shape[1]))
+        for values, mask in zip(maps, masks, strict=True)
+    ]

@@ -22,25 +22,31 @@ from mambaadv2.runlog import environment
 Device = Literal["auto", "cpu", "cuda"]
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL_IMAGES = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "benchmarks" / "results"
+DATA_VARIABLE = "MAMBAADV2_DATA"
+DATA_HELP = f"MVTec AD layout; by default the folder that {DATA_VARIABLE} names"
+BESIDE = ROOT.parent / "shared" / "data"
+"""Taken without being named, so that one copy serves several checkouts."""
 
 _PACKAGES = ("numpy", "pillow", "scipy", "timm")
 
 
 def find_data(data: Path | None) -> Path:
-    """The folder asked for, or that of the real images beside the checkout.
+    """The folder asked for, else the one MAMBAADV2_DATA names, else that beside the checkout.
 
     Raises `DataError` when none was asked for and there are no real images.
     """
     if data is not None:
         return data
-    if not REAL_IMAGES.is_dir():
+    named = os.environ.get(DATA_VARIABLE)
+    folder = Path(named) if named else BESIDE
+    if not folder.is_dir():
+        found = f"{folder} is no folder" if named else "it is not set"
         raise DataError(
-            f"{REAL_IMAGES}: expected real images in the MVTec AD layout, found nothing; they are "
-            "not ours to ship. Put data sets there, beside the checkout, or use --data FOLDER"
+            f"{DATA_VARIABLE}: expected a folder of real images in the MVTec AD layout, {found}; "
+            "they are not ours to ship. Set it to one, or use --data FOLDER"
         )
-    return REAL_IMAGES
+    return folder
 
 
 def describe(name: str, arguments: Sequence[str]) -> dict[str, object]:

@@ -24,23 +24,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from benchmarks._ablation_tables import ENOUGH_EPOCHS, Line, percent, report
 from benchmarks._cached import CachedData, Picked, cache, evaluate_cached
-from benchmarks._context import RESULTS, Device, describe, find_data, hardware_slug, integers
+from benchmarks._context import (
+    DATA_HELP,
+    RESULTS,
+    Device,
+    describe,
+    find_data,
+    hardware_slug,
+    integers,
+)
 from mambaadv2.checkpoint import make_scorer
+from mambaadv2.device import DEVICES, choose_device
 from mambaadv2.errors import ConfigError, MambaADv2Error
-from mambaadv2.fit import StepPlan, TrainConfig, fit
+from mambaadv2.fit import StepPlan, TrainConfig, fit, steps_per_epoch
 from mambaadv2.heldout import fit_on_heldout
 from mambaadv2.model.config import ModelConfig
 from mambaadv2.model.encoder import FrozenEncoder, build_encoder
 from mambaadv2.model.network import Network
 from mambaadv2.model.presets import preset_config
-from mambaadv2.predict import choose_device
-from mambaadv2.runlog import RunLog
 from mambaadv2.train import PRESET_TRAINING, set_start, split_class
 
 PRESET = "lite"
@@ -181,8 +187,7 @@ def run_job(job: Job, data: CachedData, encoder: FrozenEncoder) -> Line:
         torch.manual_seed(job.seed)
         network = Network(job.model, encoder).to(device)
         set_start(network, everything, config)
-        # `fit` calls `begin` and `step`, nothing else.
-        fit(network, everything, config, StepPlan(total=job.steps), cast(RunLog, log))
+        fit(network, everything, config, StepPlan(total=job.steps), log)
     scorers = {
         kind: make_scorer(
             dataclasses.replace(job.model, score=kind), network, len(data.classes)
@@ -253,7 +258,8 @@ def benchmark(
     chosen, model = choose_device(device), base or preset_config(PRESET)
     target = out or RESULTS / f"ablate-{hardware_slug(chosen)}.jsonl"
     encoder = build_encoder(model.encoder, image_size=model.image_size).to(chosen)
-    cached = cache(data, encoder, model, chosen)
+    # Of this network only the encoder is used.
+    cached = cache(data, Network(model, encoder).to(chosen))
     count = steps or _steps(cached, ENOUGH_EPOCHS)
     jobs = [
         Job(
@@ -283,7 +289,7 @@ def benchmark(
 def _steps(data: CachedData, epochs: int) -> int:
     config = PRESET_TRAINING[PRESET]
     images = sum(len(split_class(paths, config).learn) for paths in data.train_paths.values())
-    return epochs * -(-images // config.batch_size)
+    return epochs * steps_per_epoch(images, config.batch_size)
 
 
 def _progress(line: Line) -> str:
@@ -314,8 +320,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, help="of each training (100 epochs)")
     parser.add_argument("--seeds", type=integers, default=(0, 1, 2), metavar="SEEDS")
     parser.add_argument("--only", metavar="NAMES", help="variants to run, separated by commas")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--data", type=Path, help="MVTec AD layout; by default ../shared/data")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--out", type=Path, help="results file, also read")
     options = parser.parse_args(arguments)
     try:

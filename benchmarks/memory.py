@@ -23,7 +23,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -31,15 +30,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks._context import find_data, integers
+from benchmarks._context import DATA_HELP, find_data, integers
 from mambaadv2.data.dataset import image_batches, to_unit_range
 from mambaadv2.data.index import mvtec_records
+from mambaadv2.device import DEVICES, choose_device
 from mambaadv2.errors import ConfigError, MambaADv2Error
 from mambaadv2.evaluate import ClassResult, Evaluation, evaluate
 from mambaadv2.image import resize_image, resize_map
 from mambaadv2.model.encoder import FrozenEncoder, build_encoder
 from mambaadv2.model.scoring import gaussian_smooth
-from mambaadv2.predict import Prediction, Predictor, choose_device
+from mambaadv2.predict import Prediction
 
 BATCH = 8
 QUERY_CHUNK, MEMORY_CHUNK = 2048, 8192  # 64 MB of distances at a time
@@ -130,7 +130,7 @@ def nearest_distance(queries: Tensor, memory: Tensor) -> Tensor:
 
 
 class MemoryPredictor:
-    """A memory with the interface of `mambaadv2.predict.Predictor` that `evaluate` needs.
+    """A memory as a `mambaadv2.predict.ImageModel`, so that `evaluate` measures it.
 
     It has no threshold, so it never calls an image a defect, and it names no class.
     """
@@ -209,8 +209,7 @@ def _evaluate(
     progress: bool,
 ) -> Evaluation:
     predictor = MemoryPredictor(encoder, memory, known)
-    # `evaluate` calls `predict` and reads `classes`, nothing else.
-    return evaluate(cast(Predictor, predictor), data, classes=classes, progress=progress)
+    return evaluate(predictor, data, classes=classes, progress=progress)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -219,12 +218,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/bench memory", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--data", type=Path, help="MVTec AD layout; by default ../shared/data")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--encoder", default=default.encoder, help="timm name")
     parser.add_argument("--strides", type=integers, default=default.strides, metavar="8,16")
     parser.add_argument("--patches", type=int, default=default.patches, help="per class (12000)")
     parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
     options = parser.parse_args(arguments)
     try:
         result = measure(

@@ -16,12 +16,17 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA_VARIABLE = "MAMBAADV2_DATA"
+BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Return the folder of real images in the MVTec AD layout, or skip."""
-    if not REAL_DATA.is_dir():
-        pytest.skip(f"no real images: {REAL_DATA} is not there")
-    return REAL_DATA
+    named = os.environ.get(DATA_VARIABLE)
+    folder = Path(named) if named else BESIDE
+    if named and not folder.is_dir():
+        pytest.fail(f"{DATA_VARIABLE}: expected a folder, {folder} is none")
+    if not folder.is_dir():
+        pytest.skip(f"no real images: {DATA_VARIABLE} names no folder in the MVTec AD layout")
+    return folder

@@ -171,22 +171,39 @@ def test_real_measures_model_and_memories_alike(
 def test_without_images_the_message_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_context, "REAL_IMAGES", tmp_path / "none")
-    with pytest.raises(DataError, match="--data"):
-        _context.find_data(None)
+    monkeypatch.setattr(_context, "BESIDE", tmp_path / "none")
+    for named in ("", str(tmp_path / "nowhere")):
+        monkeypatch.setenv("MAMBAADV2_DATA", named)
+        with pytest.raises(DataError, match=rf"MAMBAADV2_DATA.*{named}.*--data"):
+            _context.find_data(None)
     for main in (memory.main, real.main, ablate.main):
         assert main([]) == 2
         assert "--data" in capsys.readouterr().err
 
 
-def test_cached_evaluation_equals_evaluate(data: Path, small: ModelConfig, tmp_path: Path) -> None:
+def test_images_asked_for_come_first_then_those_named_then_those_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, named, beside = tmp_path / "asked", tmp_path / "named", tmp_path / "beside"
+    named.mkdir()
+    beside.mkdir()
+    monkeypatch.setattr(_context, "BESIDE", beside)
+    monkeypatch.setenv("MAMBAADV2_DATA", str(named))
+    assert _context.find_data(asked) == asked
+    assert _context.find_data(None) == named
+    monkeypatch.delenv("MAMBAADV2_DATA")
+    assert _context.find_data(None) == beside
+
+
+def test_cached_evaluation_equals_evaluate(data: Path, tmp_path: Path) -> None:
     predictor = load(train(data, tmp_path, epochs=1, image_size=SIZE[0], progress=False))
-    cached = cache(data, predictor.network.encoder, small, predictor.device)
+    cached = cache(data, predictor.network)
     ours = evaluate_cached(predictor.network, {"whitened": predictor.scorer}, cached)["whitened"]
     expected = evaluate(predictor, data, progress=False)
     assert ours.classes.keys() == expected.classes.keys()
     for name, result in expected.classes.items():
         assert ours.classes[name].n_defect == result.n_defect
+        assert ours.classes[name].notes == result.notes
         # float16 features move a rank here and there.
         assert ours.classes[name].metrics == pytest.approx(result.metrics, abs=0.02)
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from mambaadv2 import evaluate as package_evaluate
-from mambaadv2.errors import CheckpointError, ConfigError, DataError
-from mambaadv2.evaluate import METRICS, ClassResult, Evaluation, evaluate
+from mambaadv2.errors import ConfigError, DataError
+from mambaadv2.evaluate import METRICS, ClassResult, Evaluation, class_metrics, evaluate
 from mambaadv2.image import write_png
 from mambaadv2.metrics import auroc, average_precision, f1_max, pixel_metrics
-from mambaadv2.predict import Prediction, Predictor
+from mambaadv2.predict import Prediction
 
 IMAGE_METRICS = METRICS[:3]
 PIXEL_METRICS = METRICS[3:7]
@@ -26,7 +25,6 @@ class PaintedPredictor:
     """Takes the red channel for the anomaly map and its maximum for the score."""
 
     classes = ("nut", "tile")
-    image_size = (16, 16)
 
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         return [self._one(image) for image in images]
@@ -40,16 +38,6 @@ class PaintedPredictor:
             threshold=1.0,
             class_name="nut",
         )
-
-
-class DivergedPredictor(PaintedPredictor):
-    def _one(self, image: NDArray[np.uint8]) -> Prediction:
-        values = np.full(image.shape[:2], np.nan, dtype=np.float32)
-        return Prediction(map=values, score=0.5, defect=False, threshold=1.0, class_name="nut")
-
-
-def _predictor(fake: PaintedPredictor | None = None) -> Predictor:
-    return cast(Predictor, fake or PaintedPredictor())
 
 
 class DataSet:
@@ -98,7 +86,7 @@ def data(tmp_path: Path) -> DataSet:
 
 
 def _evaluated(data: DataSet, name: str) -> ClassResult:
-    return evaluate(_predictor(), data.root, progress=False).classes[name]
+    return evaluate(PaintedPredictor(), data.root, progress=False).classes[name]
 
 
 def test_every_metric_is_the_exact_one_on_the_image_in_its_own_size(data: DataSet) -> None:
@@ -128,7 +116,7 @@ def test_the_mean_is_over_the_classes_that_have_the_metric(data: DataSet) -> Non
     for name, heat, mask in (("nut", 100, True), ("tile", 5, False)):
         data.add(name, "dent", heat=heat, mask=mask)
         data.add(name, "good")
-    evaluation = evaluate(_predictor(), data.root, progress=False)
+    evaluation = evaluate(PaintedPredictor(), data.root, progress=False)
     nut, tile = (evaluation.classes[name].metrics for name in ("nut", "tile"))
     for metric in IMAGE_METRICS:
         assert evaluation.mean[metric] == pytest.approx(np.mean([nut[metric], tile[metric]]))
@@ -167,6 +155,19 @@ def test_what_a_class_cannot_tell_is_undefined_with_a_note(
     assert found.notes == (note,)
 
 
+def test_without_masks_only_image_metrics_are_defined_whatever_the_maps() -> None:
+    found = class_metrics(np.array([True, False]), np.array([0.9, 0.3]), None, [])
+    assert {m for m in METRICS if found.metrics[m] is None} == {*PIXEL_METRICS, "mad"}
+    assert (found.n_good, found.n_defect, found.notes) == (1, 1, ())
+
+
+def test_a_note_on_a_class_without_defects_is_given_once() -> None:
+    masks, maps = [np.zeros((2, 3), dtype=np.bool_)], [np.ones((2, 3), dtype=np.float32)]
+    found = class_metrics(np.array([False]), np.array([1.0]), masks, maps)
+    assert found.metrics == dict.fromkeys(METRICS)
+    assert found.notes == ("no test image has a defect: metrics undefined",)
+
+
 def test_empty_masks_of_defect_images_are_noted(data: DataSet) -> None:
     data.add("tile", "dent", heat=100, count=2)
     data.add("tile", "good")
@@ -185,7 +186,7 @@ def test_empty_masks_of_defect_images_are_noted(data: DataSet) -> None:
 def test_a_class_not_trained_is_evaluated_and_marked(data: DataSet) -> None:
     data.add("cable", "dent", heat=100)
     data.add("cable", "good")
-    evaluation = evaluate(_predictor(), data.root, progress=False)
+    evaluation = evaluate(PaintedPredictor(), data.root, progress=False)
     assert evaluation.classes["cable"].metrics["pixel_aupro"] == 1.0
     assert "* cable: the model was not trained on this class" in evaluation.table()
     assert json.loads(evaluation.to_json())["notes"] == {
@@ -198,22 +199,16 @@ def test_a_mask_of_another_size_is_an_error_with_both_names_and_sizes(data: Data
     mask = data.root / "tile/ground_truth/dent/000_mask.png"
     write_png(mask, np.ones((6, 5), dtype=np.uint8))
     with pytest.raises(DataError) as caught:
-        evaluate(_predictor(), data.root, progress=False)
+        evaluate(PaintedPredictor(), data.root, progress=False)
     for part in (str(mask), str(data.root / "tile/test/dent/000.png"), "10 x 12", "5 x 6"):
         assert part in str(caught.value)
-
-
-def test_scores_that_are_not_finite_are_an_error_that_names_the_image(data: DataSet) -> None:
-    data.add("tile", "good", count=1)
-    with pytest.raises(CheckpointError, match=r"good/000\.png: expected finite scores"):
-        evaluate(_predictor(DivergedPredictor()), data.root, progress=False)
 
 
 def test_classes_are_picked_by_name_and_one_class_may_be_the_root(data: DataSet) -> None:
     for name in ("nut", "tile"):
         data.add(name, "good")
-    picked = evaluate(_predictor(), data.root, classes=["tile"], progress=False)
-    alone = evaluate(_predictor(), str(data.root / "tile"), progress=False)
+    picked = evaluate(PaintedPredictor(), data.root, classes=["tile"], progress=False)
+    alone = evaluate(PaintedPredictor(), str(data.root / "tile"), progress=False)
     assert list(picked.classes) == list(alone.classes) == ["tile"]
 
 
@@ -222,7 +217,7 @@ def test_the_json_file_is_complete_or_absent(data: DataSet, tmp_path: Path) -> N
     data.add("nut", "good")
     data.add("tile", "good")
     target = tmp_path / "new" / "numbers.json"
-    evaluation = evaluate(_predictor(), data.root, json_path=target, progress=False)
+    evaluation = evaluate(PaintedPredictor(), data.root, json_path=target, progress=False)
     assert [path.name for path in target.parent.iterdir()] == ["numbers.json"]
     text = target.read_text(encoding="utf-8")
     assert text == evaluation.to_json()
@@ -236,7 +231,7 @@ def test_the_json_file_is_complete_or_absent(data: DataSet, tmp_path: Path) -> N
     # A later failure keeps the earlier file.
     (data.root / "tile/test/good/000.png").write_bytes(b"no image")
     with pytest.raises(DataError):
-        evaluate(_predictor(), data.root, json_path=target, progress=False)
+        evaluate(PaintedPredictor(), data.root, json_path=target, progress=False)
     assert target.read_text(encoding="utf-8") == text
 
 
@@ -249,7 +244,7 @@ def test_progress_is_silent_where_there_is_no_terminal(
     data: DataSet, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data.add("tile", "good")
-    evaluate(_predictor(), data.root)
+    evaluate(PaintedPredictor(), data.root)
     assert capfd.readouterr() == ("", "")
 
 

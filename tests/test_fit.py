@@ -139,7 +139,9 @@ def test_a_budget_that_is_gone_still_gives_one_step(tmp_path: Path, end: float) 
             ("holdout", 1.0),
         ],
         *[("device", "tpu"), ("precision", "float16"), ("cache", "ram"), ("shape", "linear")],
-        *[("epochs", 0), ("epochs", -2)],
+        *[("epochs", 0), ("epochs", -2), ("epochs", 2.5), ("batch_size", 4.5)],
+        *[("learning_rate", math.inf), ("weight_decay", -1.0), ("betas", (0.9,))],
+        *[("betas", (0.9, 1.0)), ("seed", -1), ("seed", 2**63), ("seed", "x"), ("clip", "5")],
     ],
 )
 def test_bad_settings_are_refused_by_name(field: str, value: object) -> None:

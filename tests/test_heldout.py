@@ -167,7 +167,7 @@ def test_the_fitted_scorer_uses_all_images(
         covariances = [ResidualMoments.sum(images[scale]).covariance for images in moments]
         pooled = torch.stack(covariances).mean(dim=0)
         for label, images in enumerate(moments):
-            mean, matrix = whitening(images[scale], pooled)
+            mean, matrix = whitening(ResidualMoments.sum(images[scale]), len(images[scale]), pooled)
             torch.testing.assert_close(scorer.get_buffer(f"mean_{scale}")[label], mean)
             # An eigenvector's sign is free; the product is not.
             found = scorer.get_buffer(f"whiten_{scale}")[label]

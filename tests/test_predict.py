@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from PIL import Image
 
 from mambaadv2 import predict
 from mambaadv2.errors import CheckpointError, ConfigError, DataError, ImageError
+from mambaadv2.evaluate import evaluate
 from mambaadv2.fit import TrainConfig
 from mambaadv2.image import overlay, read_image, write_png
 from mambaadv2.model.config import ModelConfig
@@ -44,7 +47,7 @@ CONFIG = ModelConfig(
     drop_path=0.0,
     score="whitened",
 )
-LINE = {"path", "score", "threshold", "defect", "class", "width", "height", "ms"}
+LINE = {"path", "score", "threshold", "defect", "class", "width", "height", "ms", "overlay"}
 
 
 def draw(kind: str, seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> NDArray[np.uint8]:
@@ -211,6 +214,28 @@ def test_devices_and_runs_that_do_not_exist_are_refused(trained: Trained, tmp_pa
             load(trained.run, device="cuda")
 
 
+def test_a_map_that_is_not_finite_is_an_error_that_names_the_image(
+    trained: Trained, tmp_path: Path
+) -> None:
+    sound = trained.predictor
+    scorer = copy.deepcopy(sound.scorer)
+    scorer.floor[CLASSES.index("stripes")] = float("nan")
+    damaged = Predictor(sound.network, scorer, sound.card, sound.device)
+    images = [draw("disc", 0), draw("stripes", 0)]
+    with pytest.raises(CheckpointError, match=r"^images\[1\]: expected a finite anomaly map"):
+        damaged.predict(images)
+    good = tmp_path / "part" / "test" / "good"
+    good.mkdir(parents=True)
+    paths = [good / "0.png", good / "1.png"]
+    for path, image in zip(paths, images, strict=True):
+        write_png(path, image)
+    message = f"^{re.escape(str(paths[1]))}: expected a finite anomaly map"
+    with pytest.raises(CheckpointError, match=message):
+        list(predict_paths(damaged, paths))
+    with pytest.raises(CheckpointError, match=message):
+        evaluate(damaged, tmp_path, progress=False)
+
+
 def test_paths_come_back_in_order_with_image_and_time(trained: Trained) -> None:
     paths = sorted((trained.data / "disc" / "train" / "good").iterdir())[:5]
     found = list(predict_paths(trained.predictor, iter(paths), batch_size=2))
@@ -287,12 +312,13 @@ def test_a_folder_of_results(trained: Trained, inputs: Path, tmp_path: Path) -> 
         f"{tmp_path.name}_parts_{stem}.png" for stem in "abd"
     }
     for line in (first, second, last):
-        assert set(line) == LINE
+        assert set(line) == LINE | {"map"}
         stem = f"{tmp_path.name}_parts_{Path(line['path']).stem}"
+        assert (line["overlay"], line["map"]) == (f"overlays/{stem}.png", f"maps/{stem}.npy")
         image = read_image(line["path"])
         assert (line["height"], line["width"]) == image.shape[:2]
-        assert read_image(out / "overlays" / f"{stem}.png").shape == image.shape
-        values = np.load(out / "maps" / f"{stem}.npy", allow_pickle=False)
+        assert read_image(out / line["overlay"]).shape == image.shape
+        values = np.load(out / line["map"], allow_pickle=False)
         assert values.shape == image.shape[:2]
         assert values.dtype == np.float32
         (alone,) = trained.predictor.predict([image])
@@ -309,6 +335,25 @@ def test_without_raw_there_are_no_maps(trained: Trained, inputs: Path, tmp_path:
     out = tmp_path / "out"
     predict_to_folder(trained.run, [str(inputs / "a.png")], out, device="cpu", progress=False)
     assert {p.name for p in out.iterdir()} == {"overlays", "predictions.jsonl"}
+    assert set(lines(out)[0]) == LINE
+
+
+@pytest.mark.parametrize("given", ["parts", "part*", "parts/**/*.png"])
+def test_results_inside_the_input_are_not_scored_again(
+    trained: Trained, inputs: Path, tmp_path: Path, given: str
+) -> None:
+    found = []
+    for _ in range(2):
+        out = inputs / "results"
+        predict_to_folder(trained.run, [str(tmp_path / given)], out, device="cpu", progress=False)
+        found.append([Path(line["path"]).name for line in lines(out)])
+    assert found[0] == found[1] == ["a.png", "b.png", "c.png", "d.png"]
+
+
+def test_a_folder_for_results_and_images_alike(trained: Trained, inputs: Path) -> None:
+    for _ in range(2):
+        predict_to_folder(trained.run, [str(inputs)], inputs, device="cpu", progress=False)
+        assert len(lines(inputs)) == 4
 
 
 def test_a_good_image_stays_itself_and_a_stain_glows(trained: Trained) -> None:
@@ -372,6 +417,10 @@ def test_images_are_found_in_files_folders_and_patterns(tmp_path: Path) -> None:
     assert names("b/*.PNG") == ["b/2.PNG"]
     assert names("**/*.jpeg") == ["b/c/1.jpeg"]
     assert names("b/notes.txt") == ["b/notes.txt"]  # named by hand: its content decides
+    # A pattern may match folders, and an image more than once.
+    assert names("b*") == ["b/2.PNG", "b/c/1.jpeg"]
+    assert names("b/[2c]*") == ["b/2.PNG", "b/c/1.jpeg"]
+    assert names("b/c/**") == ["b/c/1.jpeg"]
 
 
 @pytest.mark.parametrize("text", ["nothing", "empty", "*.gif"])

@@ -21,7 +21,14 @@ from torch import Tensor
 from mambaadv2 import __version__, train
 from mambaadv2.checkpoint import read_card
 from mambaadv2.data.features import CacheMode, Source
-from mambaadv2.errors import ConfigError, DataError, ImageError, TrainingError, WeightsError
+from mambaadv2.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ImageError,
+    TrainingError,
+    WeightsError,
+)
 from mambaadv2.fit import TrainConfig
 from mambaadv2.heldout import HeldOut, fit_on_heldout
 from mambaadv2.image import write_png
@@ -183,17 +190,11 @@ def test_memory_and_disk_give_the_same_bits(data: Path, run: Path, tmp_path: Pat
         assert losses(out) == losses(run)
 
 
-# Without a cache features are not rounded to half precision, 2e-4 relative on average. The first
-# steps of AdamW magnify any difference, so losses are close only while the weights stand still.
-@pytest.mark.parametrize("rate, tolerance", [(1e-9, 1e-3), (CONFIG.learning_rate, 0.05)])
-def test_the_cache_costs_no_more_than_half_precision(
-    data: Path, tmp_path: Path, rate: float, tolerance: float
-) -> None:
-    config = dataclasses.replace(CONFIG, learning_rate=rate)
-    cached = quiet(data, tmp_path / "cached", config=config)
-    direct = quiet(data, tmp_path / "direct", config=dataclasses.replace(config, cache="off"))
-    assert losses(direct) == pytest.approx(losses(cached), rel=tolerance)
-    assert losses(direct) != losses(cached)
+def test_a_run_without_a_cache_learns_the_same(data: Path, tmp_path: Path) -> None:
+    cached = quiet(data, tmp_path / "cached")
+    direct = quiet(data, tmp_path / "direct", config=dataclasses.replace(CONFIG, cache="off"))
+    # Both round features to float16; batches of another size may differ in an encoder's last bit.
+    assert losses(direct) == pytest.approx(losses(cached), rel=1e-3)
     assert not (direct / "features").exists()
 
 
@@ -408,7 +409,7 @@ def test_the_public_function_fills_in_a_preset(data: Path, tmp_path: Path) -> No
         ({"epochs": 1, "minutes": 1.0}, "epochs, minutes: expected at most one"),
         ({"epochs": 0}, "epochs: expected"),
         ({"minutes": 0.0}, "minutes: expected"),
-        ({"batch_size": 0}, "batch_size: expected a number above 0, got 0"),
+        ({"batch_size": 0}, "batch_size: expected a whole number above 0, got 0"),
         ({"preset": "huge"}, "preset: expected one of lite, r34"),
         ({"image_size": 100}, "image_size: expected .* multiples of 32"),
         ({"precision": "float16"}, "precision: expected one of"),
@@ -442,3 +443,36 @@ def test_an_unreadable_training_image_is_named(tmp_path: Path, cache: CacheMode)
     with pytest.raises(ImageError, match=r"002\.png"):
         quiet(tmp_path / "data", tmp_path / "run", config=dataclasses.replace(CONFIG, cache=cache))
     assert not (tmp_path / "run" / "model.json").exists()
+
+
+def test_minutes_that_are_over_before_the_first_step_are_refused(
+    data: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(minutes=1e-5, batch_size=4, device="cpu")
+    with pytest.raises(ConfigError, match=r"^minutes: 1e-05 are over before the first step"):
+        quiet(data, tmp_path, config=config)
+    assert not (tmp_path / "model.json").exists()
+
+
+def test_a_failed_run_leaves_no_older_model_behind(data: Path, tmp_path: Path) -> None:
+    quiet(data, tmp_path, config=dataclasses.replace(CONFIG, epochs=1))
+    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=1e30, clip=1e30)
+    with pytest.raises(TrainingError):
+        quiet(data, tmp_path, config=dataclasses.replace(config, epochs=20))
+    with pytest.raises(CheckpointError, match=r"found no model\.json"):
+        load(tmp_path, device="cpu")
+
+
+def test_wrong_weights_leave_an_older_model_alone(data: Path, tmp_path: Path) -> None:
+    quiet(data, tmp_path, config=dataclasses.replace(CONFIG, epochs=1))
+    before = weights(tmp_path)
+    with pytest.raises(WeightsError):
+        quiet(data, tmp_path, weights=tmp_path / "absent.safetensors")
+    assert weights(tmp_path) == before
+
+
+def test_a_batch_of_one_position_is_refused(data: Path, tmp_path: Path) -> None:
+    model = dataclasses.replace(MODEL, image_size=(32, 32))
+    config = dataclasses.replace(CONFIG, batch_size=1)
+    with pytest.raises(ConfigError, match=r"^batch_size, image_size: .*BatchNorm"):
+        quiet(data, tmp_path, model, config)

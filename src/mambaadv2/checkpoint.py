@@ -1,7 +1,7 @@
 """A run folder on disk: weights as safetensors, everything else as JSON; no pickle, ever.
 
 `model.json` is written last and carries the weights' SHA-256, so a folder with a matching pair is
-complete. Files are replaced in one step; a crash leaves the old one.
+complete and anything else is refused. Training removes an older pair before it starts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mambaadv2.errors import CheckpointError, ConfigError
+from mambaadv2.files import write_atomically
 from mambaadv2.model.config import ModelConfig
 from mambaadv2.model.encoder import EncoderProvenance, build_encoder
 from mambaadv2.model.network import Network
@@ -81,6 +81,12 @@ def save_run(folder: Path, network: Network, scorer: Scorer, card: ModelCard) ->
     write_atomically(
         folder / DESCRIPTION, (json.dumps(description, indent=2, allow_nan=False) + "\n").encode()
     )
+
+
+def remove_run(folder: Path) -> None:
+    """Remove a run's model, description first, so that what remains is never taken for a run."""
+    for name in (DESCRIPTION, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def load_run(folder: Path, device: torch.device) -> tuple[Network, Scorer, ModelCard]:
@@ -194,16 +200,3 @@ def _load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], path: Pa
                 f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
             )
     module.load_state_dict(tensors)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file in one step, on disk before it gets its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

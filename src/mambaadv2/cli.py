@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mambaadv2 import __version__
+from mambaadv2.device import DEVICES
 from mambaadv2.errors import MambaADv2Error
+from mambaadv2.model.presets import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PRESETS = ("lite", "r34")
-DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bfloat16")
 
 _EXIT_ERROR = 2
@@ -179,7 +179,12 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image or folder of images")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image, folder of images or pattern such as 'shift2/*.tif'",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--raw", action="store_true", help="also write the raw maps (.npy)")
     parser.add_argument(

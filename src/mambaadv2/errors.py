@@ -16,7 +16,7 @@ class ConfigError(MambaADv2Error, ValueError):
 
 
 class DataError(MambaADv2Error, ValueError):
-    """A data set, folder or manifest is not what was expected."""
+    """A data set or folder is not what was expected."""
 
 
 class ImageError(DataError):

@@ -11,9 +11,9 @@ left out of the mean, and a note says so.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mambaadv2.data.index import Record, mvtec_records
-from mambaadv2.errors import CheckpointError, ConfigError, DataError, UndefinedMetricError
+from mambaadv2.errors import ConfigError, DataError, UndefinedMetricError
+from mambaadv2.files import write_atomically
 from mambaadv2.image import read_mask
 from mambaadv2.metrics import auroc, average_precision, f1_max, pixel_metrics
-from mambaadv2.predict import Prediction, Predictor, load, predict_paths
+from mambaadv2.predict import ImageModel, load, predict_paths
 
 PROTOCOL = "exact"
 
@@ -138,7 +139,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: Path | str | Predictor,
+    run: Path | str | ImageModel,
     data: Path | str,
     *,
     classes: Sequence[str] | None = None,
@@ -147,7 +148,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on the test images of a data set in the MVTec AD layout.
 
-    run: a run folder, or a predictor already loaded.
+    run: a run folder; or a model in memory, a `Predictor` or anything else with `classes` and
+    `predict`.
     data: the data set's root, or the folder of one class.
     classes: names to evaluate, all by default. Classes the model was not trained on are evaluated
     like the others and carry a note.
@@ -158,8 +160,14 @@ def evaluate(
     The maps of one class at a time are held in memory: 4 bytes per pixel, twice that for a moment.
 
     Raises `DataError` for a wrong data set, or a mask not of its image's size; `CheckpointError`
-    for a run that cannot be used or gives scores that are not finite; `ConfigError` if `json_path`
+    for a run that cannot be used or gives maps that are not finite; `ConfigError` if `json_path`
     is a folder.
+
+    >>> from mambaadv2 import evaluate  # doctest: +SKIP
+    >>> result = evaluate("runs/parts", "parts", json_path="numbers.json")  # doctest: +SKIP
+    >>> print(result.table())  # doctest: +SKIP
+    >>> result.mean["image_auroc"], result.classes["screw"].n_good  # doctest: +SKIP
+    (0.93, 41)
     """
     start = time.perf_counter()
     target = None if json_path is None else Path(json_path)
@@ -167,72 +175,109 @@ def evaluate(
         # Before the long work, not after it.
         _prepare(target)
     records = mvtec_records(data, split="test", classes=classes)
-    predictor = load(run) if isinstance(run, str | Path) else run
+    model = load(run) if isinstance(run, str | Path) else run
     results: dict[str, ClassResult] = {}
     # disable=None: shown on a terminal only.
     with tqdm(total=len(records), unit="image", disable=None if progress else True) as bar:
         for name, members in groupby(records, key=lambda record: record.class_name):
             bar.set_description(name)
-            trained = name in predictor.classes
-            results[name] = _class_result(predictor, tuple(members), bar, trained=trained)
+            results[name] = _class_result(model, name, tuple(members), bar)
     evaluation = Evaluation(classes=results, seconds=time.perf_counter() - start)
     if target is not None:
-        _write(target, evaluation.to_json())
+        write_atomically(target, evaluation.to_json().encode())
     return evaluation
 
 
-def _class_result(
-    predictor: Predictor, records: Sequence[Record], bar: tqdm, *, trained: bool
+def class_metrics(
+    labels: NDArray[np.bool_],
+    scores: NDArray[np.floating],
+    masks: Sequence[NDArray[np.bool_]] | None,
+    maps: Sequence[NDArray[np.floating]],
 ) -> ClassResult:
-    labels = np.array([record.defect for record in records])
-    notes, has_masks = _missing(records)
-    scores: list[float] = []
-    masks: list[NDArray[np.bool_]] = []
-    maps: list[NDArray[np.float32]] = []
-    found = predict_paths(predictor, [record.path for record in records])
-    for record, (path, image, prediction, _) in zip(records, found, strict=True):
-        assert path == record.path, (path, record.path)
-        _require_finite(path, prediction)
-        scores.append(prediction.score)
-        if has_masks:
-            masks.append(_mask(record, (image.shape[0], image.shape[1])))
-            maps.append(prediction.map)
-        bar.update()
-    metrics = _image_metrics(labels, np.array(scores))
-    pixel, pixel_notes = _pixel_metrics(labels, masks, maps)
-    metrics.update(pixel)
+    """All metrics of one class, from the truth about its N test images and what was predicted.
+
+    labels: (N,), True for a defect. scores: (N,) of the images, any unit. masks: N of (H, W), all
+    False for a good image; None where there is no ground truth. maps: N anomaly maps, each of its
+    mask's size, any unit; not looked at without masks.
+
+    Undefined metrics are None, and a note says why unless masks are missing. Raises `ValueError`
+    where a metric meets scores that are not finite or shapes that do not match.
+
+    >>> maps = [np.array([[0.1, 0.9]]), np.array([[0.2, 0.3]])]
+    >>> masks = [np.array([[False, True]]), np.array([[False, False]])]
+    >>> labels, scores = np.array([True, False]), np.array([0.9, 0.3])
+    >>> class_metrics(labels, scores, masks, maps).metrics["mad"]
+    1.0
+    """
+    notes: list[str] = []
+    metrics: dict[str, float | None] = dict.fromkeys(METRICS)
+    if not labels.any():
+        notes.append("no test image has a defect: metrics undefined")
+    elif labels.all():
+        notes.append("no test image is good: image metrics undefined")
+    else:
+        metrics["image_auroc"] = auroc(labels, scores)
+        metrics["image_ap"] = average_precision(labels, scores)
+        metrics["image_f1max"] = f1_max(labels, scores)[0]
+    if masks is not None and labels.any():
+        pixel, pixel_notes = _pixel_metrics(labels, masks, maps)
+        metrics.update(pixel)
+        notes += pixel_notes
     seven = [value for value in metrics.values() if value is not None]
     metrics["mad"] = math.fsum(seven) / 7 if len(seven) == 7 else None
-    if not trained:
-        notes.append("the model was not trained on this class")
+    n_defect = int(np.count_nonzero(labels))
     return ClassResult(
-        metrics=metrics,
-        n_good=int(np.count_nonzero(~labels)),
-        n_defect=int(np.count_nonzero(labels)),
-        notes=(*notes, *pixel_notes),
+        metrics=metrics, n_good=len(labels) - n_defect, n_defect=n_defect, notes=tuple(notes)
     )
 
 
-def _missing(records: Sequence[Record]) -> tuple[list[str], bool]:
-    """Notes on what the class lacks, and whether all its defect images have a mask."""
-    defects = [record for record in records if record.defect]
-    if not defects:
-        return ["no test image has a defect: metrics undefined"], False
+def _pixel_metrics(
+    labels: NDArray[np.bool_],
+    masks: Sequence[NDArray[np.bool_]],
+    maps: Sequence[NDArray[np.floating]],
+) -> tuple[dict[str, float | None], list[str]]:
+    """The pixel metrics, none where they are undefined, and notes on them."""
+    empty = sum(not mask.any() for mask, defect in zip(masks, labels, strict=True) if defect)
     notes = []
-    if len(defects) == len(records):
-        notes.append("no test image is good: image metrics undefined")
+    if empty:
+        notes.append(f"{empty} defect image(s) with an empty mask: good to the pixel metrics")
+    try:
+        found = pixel_metrics(masks, maps)
+    except UndefinedMetricError:
+        return {}, [*notes, "no defect pixel or no good pixel: pixel metrics undefined"]
+    return {
+        "pixel_auroc": found.auroc,
+        "pixel_ap": found.average_precision,
+        "pixel_f1max": found.f1_max,
+        "pixel_aupro": found.aupro,
+    }, notes
+
+
+def _class_result(
+    model: ImageModel, name: str, records: Sequence[Record], bar: tqdm
+) -> ClassResult:
+    defects = [record for record in records if record.defect]
     unmasked = sorted({record.defect_type for record in defects if record.mask is None})
+    scores: list[float] = []
+    # Without a defect no pixel metric is defined, so nothing need be held.
+    masks: list[NDArray[np.bool_]] | None = None if unmasked or not defects else []
+    maps: list[NDArray[np.float32]] = []
+    found = predict_paths(model, [record.path for record in records])
+    for record, (path, image, prediction, _) in zip(records, found, strict=True):
+        assert path == record.path, (path, record.path)
+        scores.append(prediction.score)
+        if masks is not None:
+            masks.append(_mask(record, (image.shape[0], image.shape[1])))
+            maps.append(prediction.map)
+        bar.update()
+    labels = np.array([record.defect for record in records])
+    result = class_metrics(labels, np.array(scores), masks, maps)
+    notes = []
     if unmasked:
         notes.append(f"no masks for {', '.join(unmasked)}: pixel metrics undefined")
-    return notes, not unmasked
-
-
-def _require_finite(path: Path, prediction: Prediction) -> None:
-    if not (math.isfinite(prediction.score) and np.isfinite(prediction.map).all()):
-        raise CheckpointError(
-            f"{path}: expected finite scores, the model gave NaN or infinity; its weights are "
-            "damaged or its training failed: train again or take another run"
-        )
+    if name not in model.classes:
+        notes.append("the model was not trained on this class")
+    return dataclasses.replace(result, notes=(*notes, *result.notes))
 
 
 def _mask(record: Record, size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -248,48 +293,6 @@ def _mask(record: Record, size: tuple[int, int]) -> NDArray[np.bool_]:
     return mask
 
 
-def _image_metrics(
-    labels: NDArray[np.bool_], scores: NDArray[np.float64]
-) -> dict[str, float | None]:
-    if labels.all() or not labels.any():
-        return {"image_auroc": None, "image_ap": None, "image_f1max": None}
-    return {
-        "image_auroc": auroc(labels, scores),
-        "image_ap": average_precision(labels, scores),
-        "image_f1max": f1_max(labels, scores)[0],
-    }
-
-
-def _pixel_metrics(
-    labels: NDArray[np.bool_],
-    masks: Sequence[NDArray[np.bool_]],
-    maps: Sequence[NDArray[np.float32]],
-) -> tuple[dict[str, float | None], list[str]]:
-    """The pixel metrics and notes on them; no masks at all are the caller's to explain."""
-    undefined: dict[str, float | None] = {
-        "pixel_auroc": None,
-        "pixel_ap": None,
-        "pixel_f1max": None,
-        "pixel_aupro": None,
-    }
-    if not masks:
-        return undefined, []
-    empty = sum(not mask.any() for mask, defect in zip(masks, labels, strict=True) if defect)
-    notes = []
-    if empty:
-        notes.append(f"{empty} defect image(s) with an empty mask: good to the pixel metrics")
-    try:
-        found = pixel_metrics(masks, maps)
-    except UndefinedMetricError:
-        return undefined, [*notes, "no defect pixel or no good pixel: pixel metrics undefined"]
-    return {
-        "pixel_auroc": found.auroc,
-        "pixel_ap": found.average_precision,
-        "pixel_f1max": found.f1_max,
-        "pixel_aupro": found.aupro,
-    }, notes
-
-
 def _row(name: str, metrics: Mapping[str, float | None], n_good: int, n_defect: int) -> list[str]:
     values = (metrics[metric] for metric in METRICS)
     percents = ("-" if value is None else f"{100 * value:.1f}" for value in values)
@@ -300,13 +303,3 @@ def _prepare(target: Path) -> None:
     if target.is_dir():
         raise ConfigError(f"json_path: expected a file to write, {target} is a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _write(target: Path, text: str) -> None:
-    """Replace the file in one step, so that no reader and no crash leaves half of it."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

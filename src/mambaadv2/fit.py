@@ -98,13 +98,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.minutes is None):
             raise ConfigError("epochs, minutes: expected exactly one of them")
-        positive = ("epochs", "minutes", "batch_size", "learning_rate", "clip", "holdout_least")
-        for name in (*positive, "reference_batch", "state_share"):
+        for name in ("epochs", "batch_size", "reference_batch", "holdout_least"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{name}: expected a whole number above 0, got {value!r}")
+        for name in ("minutes", "learning_rate", "state_share", "clip"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and value > 0):
                 raise ConfigError(f"{name}: expected a number above 0, got {value!r}")
-        if not 0 < self.holdout < 1:
-            raise ConfigError(f"holdout: expected a share between 0 and 1, got {self.holdout}")
+        if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
+        if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
+            raise ConfigError(f"betas: expected two numbers, 0 <= beta < 1, got {self.betas!r}")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed: expected a whole number, 0 to 2^63 - 1, got {self.seed!r}")
+        if not (_is_number(self.holdout) and 0 < self.holdout < 1):
+            raise ConfigError(f"holdout: expected a share between 0 and 1, got {self.holdout!r}")
         for name, allowed in (
             ("device", ("auto", "cpu", "cuda")),
             ("precision", ("float32", "bfloat16")),
@@ -115,6 +124,10 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name}: expected one of {', '.join(allowed)}; got {getattr(self, name)!r}"
                 )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 class StepLog(Protocol):
@@ -227,6 +240,6 @@ def _require_finite(step: int, terms: Mapping[str, float], norm: float) -> None:
     for name, value in (*terms.items(), ("gradient norm", norm)):
         if not math.isfinite(value):
             raise TrainingError(
-                f"step {step}: {name} is {value}; nothing was saved from this step on. "
+                f"step {step}: {name} is {value}; no model was written. "
                 "Try a lower learning rate or precision float32"
             )

@@ -23,8 +23,8 @@ from mambaadv2.model.scoring import ResidualMoments, Scorer, class_descriptor, w
 BATCH = 16
 COLOUR_IMAGES = 16  # per class: enough for a quantile over pixels, little memory
 
-Moments = list[list[ResidualMoments]]
-"""By image, then by scale."""
+Moments = list[ResidualMoments]
+"""By scale, of some images together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +45,27 @@ def fit_on_heldout(
     scorer's classes. Class centres use all training images; everything else the held-out ones.
     """
     network.eval()
-    device = network.feature_scale.device
     scorer.fit_classes([_descriptors(source) for source in train.values()])
     whitened = scorer.kind == "whitened"
-    residuals = {name: _moments(network, source) for name, source in held.items() if whitened}
-    pooled = _pooled(residuals)
+    totals = {name: _moments(network, source) for name, source in held.items() if whitened}
+    pooled = _pooled(totals)
     scores: dict[str, list[float]] = {}
     samples: dict[str, list[NDArray[np.float32]]] = {}
     for index, (name, source) in enumerate(held.items()):
-        maps = _maps_without_self(network, scorer, index, source, residuals.get(name, []), pooled)
-        label = torch.tensor([index], device=device)
+        maps = _maps_without_self(network, scorer, index, source, totals.get(name, []), pooled)
+        label = torch.tensor([index], device=maps[0].device)
+        floors = torch.stack([m.mean(dim=(1, 2)) for m in maps]).double()
+        peaks = torch.stack([m.amax(dim=(1, 2)) for m in maps]).double()
         scores[name], samples[name] = [], []
         for i in range(len(maps)):
-            _fit_range(scorer, index, [m for j, m in enumerate(maps) if j != i] or maps)
+            if whitened:
+                scorer.fit_range(index, _mean_of_others(floors, i), _mean_of_others(peaks, i))
             joined = scorer.join(maps[i].unsqueeze(0), label)[0].cpu().numpy()
             scores[name].append(float(joined.max()))
             if i < COLOUR_IMAGES:
                 samples[name].append(joined)
-        _fit_range(scorer, index, maps)
+        if whitened:
+            scorer.fit_range(index, floors.mean(dim=0), peaks.mean(dim=0))
     calibrated = calibrate_classes(scores)
     relative = [v / calibrated[name].threshold for name, maps in samples.items() for v in maps]
     return HeldOut(calibrated, colour_scale(relative))
@@ -73,32 +76,37 @@ def _maps_without_self(
     scorer: Scorer,
     index: int,
     source: Source,
-    own: Moments,
+    total: Moments,
     pooled: Sequence[Tensor],
 ) -> list[Tensor]:
     """Scale maps (scales, H, W) of a class's held-out images, each whitened by the others.
 
-    Leaves the scorer with the whitening of all of them.
+    total: moments per scale of all of them. Leaves the scorer with the whitening of all of them.
     """
-    device = network.feature_scale.device
+    device, count = network.feature_scale.device, len(source)
     label = torch.tensor([index], device=device)
     maps: list[Tensor] = []
-    for i in range(len(source)):
-        if scorer.kind == "whitened":
-            others = own[:i] + own[i + 1 :] or own  # a class of one image has only itself
-            _fit_whitening(scorer, index, others, _exchanged(pooled, own, others, scorer.classes))
+    for i in range(count):
         scaled = network.scaled(_to(source.batch([i]), device))
-        maps.append(scorer.scale_maps(scaled, network.reconstruct(scaled), label)[0])
-    if scorer.kind == "whitened":
-        _fit_whitening(scorer, index, own, pooled)
+        rebuilt = network.reconstruct(scaled)
+        for scale, moments in enumerate(total):
+            mine = ResidualMoments.of((scaled[scale] - rebuilt[scale].float())[0].cpu())
+            # A class of one image has only itself.
+            others = moments.without(mine) if count > 1 else moments
+            # The pooled covariance must not know the image either.
+            change = (others.covariance - moments.covariance) / scorer.classes
+            fitted = whitening(others, max(1, count - 1), pooled[scale] + change)
+            scorer.fit_whitening(index, scale, *fitted)
+        maps.append(scorer.scale_maps(scaled, rebuilt, label)[0])
+    for scale, moments in enumerate(total):
+        scorer.fit_whitening(index, scale, *whitening(moments, count, pooled[scale]))
     return maps
 
 
-def _fit_range(scorer: Scorer, index: int, maps: Sequence[Tensor]) -> None:
-    if scorer.kind == "whitened":
-        floor = torch.stack([m.mean(dim=(1, 2)) for m in maps]).mean(dim=0)
-        peak = torch.stack([m.amax(dim=(1, 2)) for m in maps]).mean(dim=0)
-        scorer.fit_range(index, floor, peak)
+def _mean_of_others(values: Tensor, i: int) -> Tensor:
+    """Mean over the first axis of all rows but the i-th; the row itself where it is alone."""
+    count = len(values)
+    return (values.sum(dim=0) - values[i]) / (count - 1) if count > 1 else values[i]
 
 
 def _to(features: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
@@ -115,40 +123,24 @@ def _descriptors(source: Source) -> Tensor:
 
 
 def _moments(network: Network, source: Source) -> Moments:
-    """Residual moments of every image."""
+    """Residual moments per scale of all images of a source together."""
     device = network.feature_scale.device
-    parts: Moments = []
+    total: Moments = []
     for positions in _batches(source):
         scaled = network.scaled(_to(source.batch(positions), device))
-        residuals = [
-            f - r.float() for f, r in zip(scaled, network.reconstruct(scaled), strict=True)
+        parts = [
+            ResidualMoments.sum([ResidualMoments.of(r.cpu()) for r in f - rebuilt.float()])
+            for f, rebuilt in zip(scaled, network.reconstruct(scaled), strict=True)
         ]
-        for i in range(len(positions)):
-            parts.append([ResidualMoments.of(residual[i].cpu()) for residual in residuals])
-    return parts
+        total = (
+            [ResidualMoments.sum(pair) for pair in zip(total, parts, strict=True)]
+            if total
+            else parts
+        )
+    return total
 
 
-def _covariance(parts: Moments, scale: int) -> Tensor:
-    return ResidualMoments.sum([part[scale] for part in parts]).covariance
-
-
-def _pooled(residuals: Mapping[str, Moments]) -> list[Tensor]:
+def _pooled(totals: Mapping[str, Moments]) -> list[Tensor]:
     """Per scale the mean over classes of the within-class covariance."""
-    classes = list(residuals.values())
-    scales = len(classes[0][0]) if classes else 0
-    return [torch.stack([_covariance(c, s) for c in classes]).mean(dim=0) for s in range(scales)]
-
-
-def _exchanged(
-    pooled: Sequence[Tensor], own: Moments, others: Moments, classes: int
-) -> list[Tensor]:
-    """`pooled` with `others` in the place of a class's `own` images."""
-    return [
-        p + (_covariance(others, s) - _covariance(own, s)) / classes for s, p in enumerate(pooled)
-    ]
-
-
-def _fit_whitening(scorer: Scorer, index: int, parts: Moments, pooled: Sequence[Tensor]) -> None:
-    for scale, covariance in enumerate(pooled):
-        mean, matrix = whitening([p[scale] for p in parts], covariance)
-        scorer.fit_whitening(index, scale, mean, matrix)
+    by_scale = zip(*totals.values(), strict=True)
+    return [torch.stack([m.covariance for m in scale]).mean(dim=0) for scale in by_scale]

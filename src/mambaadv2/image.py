@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from mambaadv2.errors import ImageError
 
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 170_000_000
 """Largest width x height decoded unless the caller asks for more (see `read_image`)."""
 
 # Without this list a file named .png could be PostScript, which Pillow hands to another program.

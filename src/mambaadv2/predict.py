@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 
 from mambaadv2.calibrate import ColourScale
 from mambaadv2.checkpoint import ModelCard, load_run
-from mambaadv2.errors import ConfigError, DataError, ImageError
+from mambaadv2.data.index import IMAGE_SUFFIXES
+from mambaadv2.device import choose_device
+from mambaadv2.errors import CheckpointError, DataError, ImageError
 from mambaadv2.image import overlay, read_image, resize_image, resize_map, write_png
 from mambaadv2.model.network import Network
 from mambaadv2.model.scoring import Scorer
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+OVERLAYS, MAPS = "overlays", "maps"  # folders of heat maps and of raw maps
+
 RgbImage = NDArray[np.uint8]
 
 
@@ -44,11 +48,33 @@ class Prediction:
     class_name: str
 
 
+class ImageModel(Protocol):
+    """What can be run over files and evaluated; `Predictor` is one."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names that the model was trained on."""
+        ...
+
+    def predict(self, images: Sequence[RgbImage]) -> list[Prediction]:
+        """One prediction for each (H, W, 3) uint8 RGB image, in order; sizes may differ.
+
+        Maps and scores are finite.
+        """
+        ...
+
+
 class Predictor:
     """A trained model, ready for images. Made by `load`.
 
     classes: names the model was trained on. image_size: (height, width) of the network's input.
     colour_scale: range of `prediction.map / prediction.threshold` for heat maps; 1 = threshold.
+
+    >>> from mambaadv2 import load  # doctest: +SKIP
+    >>> predictor = load("runs/parts")  # doctest: +SKIP
+    >>> [prediction] = predictor.predict([read_image("camera/0001.png")])  # doctest: +SKIP
+    >>> prediction.class_name, prediction.defect, prediction.map.shape  # doctest: +SKIP
+    ('screw', False, (1024, 1024))
     """
 
     def __init__(
@@ -62,7 +88,8 @@ class Predictor:
     def predict(self, images: Sequence[RgbImage]) -> list[Prediction]:
         """Predict a batch of (H, W, 3) uint8 RGB images of any sizes, in one pass.
 
-        Raises `DataError` when an image has another shape or type.
+        Raises `DataError` when an image has another shape or type, and `CheckpointError` when a
+        map is not finite. Both name the image by its position.
         """
         if not images:
             return []
@@ -73,16 +100,21 @@ class Predictor:
                 )
         resized = np.stack([resize_image(image, self.image_size) for image in images])
         maps, classes = self.predict_tensor(torch.from_numpy(resized).permute(0, 3, 1, 2))
+        values = maps.cpu().numpy()
+        for i, own in enumerate(values):
+            if not np.isfinite(own).all():
+                raise _NotFiniteError(i)
         return [
-            self._prediction(m, int(c), image.shape[:2])
-            for m, c, image in zip(maps.cpu().numpy(), classes.tolist(), images, strict=True)
+            self._prediction(own, int(index), image.shape[:2])
+            for own, index, image in zip(values, classes.tolist(), images, strict=True)
         ]
 
     @torch.inference_mode()
     def predict_tensor(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Strict, batched form: (B, 3, height, width) uint8 RGB of `image_size`.
 
-        Returns maps (B, height, width) float32 in raw units and class indices (B,).
+        Returns maps (B, height, width) float32 in raw units and class indices (B,). That the maps
+        are finite is not checked.
         """
         expected = (3, *self.image_size)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected or images.dtype != torch.uint8:
@@ -115,24 +147,30 @@ def load(run: str | os.PathLike[str], *, device: str = "auto") -> Predictor:
 
     device: "auto" (a GPU when there is one), "cpu" or "cuda". Raises `CheckpointError` when the
     folder is not a complete run and `ConfigError` for a device that does not exist.
+
+    >>> from mambaadv2 import load  # doctest: +SKIP
+    >>> load("runs/parts", device="cpu").classes  # doctest: +SKIP
+    ('cookie', 'screw')
     """
     chosen = choose_device(device)
     network, scorer, card = load_run(Path(run), chosen)
     return Predictor(network, scorer, card, chosen)
 
 
-def choose_device(name: str) -> torch.device:
-    """Torch device for "auto", "cpu" or "cuda"."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f'device: expected "auto", "cpu" or "cuda", got {name!r}')
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigError('device: "cuda" was asked for, but torch sees no CUDA device here')
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
+class _NotFiniteError(CheckpointError):
+    """The map of image number `index` of a batch is not finite."""
+
+    def __init__(self, index: int, name: str | None = None) -> None:
+        super().__init__(
+            f"{name or f'images[{index}]'}: expected a finite anomaly map, the model gave NaN or "
+            "infinity; its weights are damaged or its training failed: train again or take "
+            "another run"
+        )
+        self.index = index
 
 
 def predict_paths(
-    predictor: Predictor, paths: Iterable[Path], *, batch_size: int = 8
+    predictor: ImageModel, paths: Iterable[Path], *, batch_size: int = 8
 ) -> Iterator[tuple[Path, RgbImage, Prediction, float]]:
     """Yield (path, image, prediction, milliseconds) for every path, in order.
 
@@ -148,7 +186,7 @@ def predict_paths(
 
 
 def _predict_each(
-    predictor: Predictor, paths: Iterable[Path], batch_size: int
+    predictor: ImageModel, paths: Iterable[Path], batch_size: int
 ) -> Iterator[tuple[Path, RgbImage | None, Prediction | ImageError, float]]:
     """As `predict_paths`, but an unreadable image gives its error in its place."""
     remaining = iter(paths)
@@ -168,7 +206,11 @@ def _predict_each(
                 except ImageError as error:
                     errors[path] = error
             start = time.perf_counter()
-            predictions = dict(zip(images, predictor.predict(list(images.values())), strict=True))
+            try:
+                outcomes = predictor.predict(list(images.values()))
+            except _NotFiniteError as error:
+                raise _NotFiniteError(error.index, str(list(images)[error.index])) from None
+            predictions = dict(zip(images, outcomes, strict=True))
             ms = (time.perf_counter() - start) * 1e3 / max(1, len(images))
             for path, _ in current:
                 if path in errors:
@@ -178,34 +220,38 @@ def _predict_each(
             current = following
 
 
-def find_images(inputs: Sequence[str]) -> Iterator[Path]:
+def find_images(inputs: Sequence[str], *, exclude: Path | None = None) -> Iterator[Path]:
     """Image files behind files, folders (searched to the bottom) and glob patterns, sorted.
 
-    Hidden files and folders inside a folder are left out.
-    Raises `DataError` when an input matches nothing.
+    A pattern may match files and folders; an image that it reaches twice counts once. Hidden files
+    and folders inside a folder are left out, and so is what folders and patterns find inside
+    `exclude`, a resolved path. Raises `DataError` when an input gives no image.
     """
     for text in inputs:
-        path = Path(text)
-        if path.is_file():
-            yield path
+        if Path(text).is_file():
+            yield Path(text)
             continue
-        if path.is_dir():
-            found = (p for p in sorted(path.rglob("*")) if _is_image(p, path))
-        else:
-            found = (Path(p) for p in sorted(glob.glob(text, recursive=True)) if Path(p).is_file())
-        first = next(found, None)
-        if first is None:
+        # A name with brackets may be an existing folder and no pattern.
+        matches = [text] if Path(text).is_dir() else sorted(glob.glob(text, recursive=True))
+        found = dict.fromkeys(path for match in matches for path in _images_at(Path(match)))
+        if exclude is not None:
+            found = {p: None for p in found if not p.resolve().is_relative_to(exclude)}
+        if not found:
             raise DataError(
                 f"{text}: expected an image, a folder with images or a pattern; found no image "
-                f"({', '.join(sorted(SUFFIXES))})"
+                f"({', '.join(sorted(IMAGE_SUFFIXES))})"
             )
-        yield first
         yield from found
+
+
+def _images_at(path: Path) -> list[Path]:
+    """The file itself, or the images in a folder."""
+    return [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if _is_image(p, path)]
 
 
 def _is_image(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
 
 
 def predict_to_folder(
@@ -220,16 +266,17 @@ def predict_to_folder(
 ) -> int:
     """Score images and write `predictions.jsonl`, `overlays/*.png` and, if `raw`, `maps/*.npy`.
 
-    A line has path, score, threshold, defect, class, width, height and ms, or path and error for an
-    image that cannot be read; the others go on. Returns the number of errors. All heat maps share
-    the model's colour scale, so they can be compared.
+    A line has path, score, threshold, defect, class, width, height, ms, overlay and, if `raw`, map,
+    the last two relative to `out`; or path and error for an image that cannot be read; the others
+    go on. Returns the number of errors. All heat maps share the model's colour scale, so they can
+    be compared. Heat maps of an earlier call that lie inside an input are not taken for images.
     """
     from tqdm import tqdm
 
     predictor = load(run, device=device)
-    paths = list(find_images(inputs))
     folder = Path(out)
-    for name in ("overlays", "maps") if raw else ("overlays",):
+    paths = list(find_images(inputs, exclude=(folder / OVERLAYS).resolve()))
+    for name in (OVERLAYS, MAPS) if raw else (OVERLAYS,):
         (folder / name).mkdir(parents=True, exist_ok=True)
     errors = 0
     names = _UniqueNames()
@@ -240,13 +287,14 @@ def predict_to_folder(
                 errors += 1
                 line: dict[str, object] = {"path": str(path), "error": str(outcome)}
             else:
-                line = _line(path, outcome, ms)
                 name = names.of(path)
+                line = _line(path, outcome, ms) | {"overlay": f"{OVERLAYS}/{name}.png"}
                 scale = predictor.colour_scale
                 picture = overlay(image, outcome.map / outcome.threshold, scale.low, scale.high)
-                write_png(folder / "overlays" / f"{name}.png", picture)
+                write_png(folder / OVERLAYS / f"{name}.png", picture)
                 if raw:
-                    np.save(folder / "maps" / f"{name}.npy", outcome.map, allow_pickle=False)
+                    line["map"] = f"{MAPS}/{name}.npy"
+                    np.save(folder / MAPS / f"{name}.npy", outcome.map, allow_pickle=False)
             lines.write(json.dumps(line) + "\n")
             lines.flush()
             bar.update()

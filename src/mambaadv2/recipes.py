@@ -1,7 +1,4 @@
-"""Named runs as functions: what they do, what they need, what to expect.
-
-`demo` is the only one that needs nothing but the package.
-"""
+"""The demo: draw a data set, train, test and write a page, with nothing but the package."""
 
 from __future__ import annotations
 
@@ -12,7 +9,8 @@ import time
 from pathlib import Path
 
 from mambaadv2.data.index import Record, mvtec_records
-from mambaadv2.data.synthetic import generate
+from mambaadv2.data.synthetic import CLASSES, generate
+from mambaadv2.errors import DataError
 from mambaadv2.evaluate import METRICS, Evaluation, evaluate
 from mambaadv2.image import read_mask
 from mambaadv2.predict import Predictor, load, predict_paths, predict_to_folder
@@ -22,6 +20,8 @@ from mambaadv2.train import train
 DEMO_FOLDER = "mambaadv2-demo"
 DEMO_MINUTES = 1.5
 DEMO_GOOD, DEMO_PER_TYPE = 2, 1  # pictures per class in the gallery
+DEMO_DATA = {"seed": 0, "size": 128, "train": 32, "good": 12, "defect": 6}  # for `generate`
+MARKER = "generated.json"  # in a data set that is the demo's own
 
 
 def demo(out: str | os.PathLike[str] | None = None, *, minutes: float = DEMO_MINUTES) -> Path:
@@ -31,7 +31,8 @@ def demo(out: str | os.PathLike[str] | None = None, *, minutes: float = DEMO_MIN
     minute around it on two cores. No download: data are drawn, the encoder's weights are packaged.
 
     Writes into `out` (default ./mambaadv2-demo): data/ (the images and exact masks), run/ (the
-    model), results.json, predictions/ (heat maps of all test images) and index.html.
+    model), results.json, predictions/ (heat maps of all test images) and index.html. A second call
+    uses data/ again. Raises `DataError` before any work when data/ is not the demo's own.
     """
     start = time.monotonic()
     folder = Path(DEMO_FOLDER if out is None else out)
@@ -41,7 +42,7 @@ def demo(out: str | os.PathLike[str] | None = None, *, minutes: float = DEMO_MIN
     predictor = load(run)
     result = evaluate(predictor, data, json_path=folder / "results.json")
     print(result.table())
-    tests = [str(folder / "test") for folder in sorted(data.iterdir())]
+    tests = [str(data / name / "test") for name in CLASSES]
     predict_to_folder(run, tests, folder / "predictions")
     page = folder / "index.html"
     command = "mambaadv2 demo" if out is None else f"mambaadv2 demo --out {out}"
@@ -60,13 +61,29 @@ def demo(out: str | os.PathLike[str] | None = None, *, minutes: float = DEMO_MIN
 
 
 def _draw(data: Path) -> None:
-    """Draw the data set unless a whole one is there."""
-    if data.is_dir():
+    """Draw the data set unless it is there, whole and with the same parameters."""
+    marker: dict[str, object] = {"generator": "mambaadv2.data.synthetic.generate", **DEMO_DATA}
+    if data.exists():
+        if _read_marker(data / MARKER) != marker:
+            raise DataError(
+                f"{data}: expected the demo's own data set, whose {MARKER} says {marker}; "
+                "it is something else and stays as it is: choose another folder with --out, "
+                "or remove it if an earlier demo drew it"
+            )
         return
-    unfinished = data.with_name(data.name + ".unfinished")
+    unfinished = data.with_name(f".{data.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    generate(unfinished)
+    generate(unfinished, **DEMO_DATA)
+    (unfinished / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
     unfinished.rename(data)
+
+
+def _read_marker(path: Path) -> object:
+    """What the marker says; None where there is none that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _rows(result: Evaluation) -> list[TableRow]:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mambaadv2 import __version__
-from mambaadv2.checkpoint import ModelCard, make_scorer, save_run
+from mambaadv2.checkpoint import ModelCard, make_scorer, remove_run, save_run
 from mambaadv2.data.features import (
     ImageSource,
     Source,
@@ -29,6 +30,7 @@ from mambaadv2.data.features import (
     slices,
 )
 from mambaadv2.data.index import mvtec_records
+from mambaadv2.device import choose_device
 from mambaadv2.errors import ConfigError
 from mambaadv2.fit import Plan, StepPlan, TimePlan, TrainConfig, fit, steps_per_epoch
 from mambaadv2.heldout import HeldOut, fit_on_heldout
@@ -69,11 +71,17 @@ def train(
     data: root in MVTec AD's layout. out: folder to write. preset: "lite" or "r34". encoder,
     weights: another timm encoder, its weights from a file. epochs or minutes: length of the run; by
     default the preset's. image_size: side of the square input in pixels, a multiple of 32.
-    limit_classes: learn only these. On a CPU the same seed gives the same bits, unless `minutes`
-    sets the length.
+    limit_classes: learn only these. batch_size: images per step; the learning rate follows it.
+    seed: of start values, order and held-out images. device: "auto" is a GPU where there is one.
+    precision: of the decoder's arithmetic while it trains. progress: bars and messages on stderr.
+    On a CPU the same seed and number of threads give the same bits, unless `minutes` sets the
+    length.
 
-    Raises `DataError`, `WeightsError` and `ConfigError` before any work, `TrainingError` when the
-    loss stops being finite.
+    Before any work: `DataError` for a wrong root, `WeightsError` for weights that cannot be had,
+    `ConfigError` for a value out of range. Then `ImageError` for a file that cannot be decoded,
+    `ConfigError` when `minutes` are over before the first step, `TrainingError` when the loss stops
+    being finite. A model that was in `out` is removed when the work begins: what lies there after
+    an error is never an older run's.
 
     >>> from mambaadv2 import train, evaluate  # doctest: +SKIP
     >>> run = train("parts", "runs/parts", minutes=10)  # doctest: +SKIP
@@ -111,9 +119,7 @@ def train_model(
     """As `train`, with every field of the model and of the run in the caller's hands."""
     start = time.monotonic()
     paths = _paths_by_class(data, classes)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    device = _device(config.device)
+    folder, device = Path(out), choose_device(config.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         backbone = build_encoder(
@@ -121,27 +127,23 @@ def train_model(
         )
         network = Network(model, backbone).to(device)
         parts = {name: split_class(files, config) for name, files in paths.items()}
+        _require_batch(parts, model, config)
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_run(folder)
         settings = {"model": model, "training": config, "encoder": backbone.provenance}
         with RunLog(folder, progress=progress, settings=settings) as log:
             learn, held, print_ = _sources(network, parts, config, folder, log)
             set_start(network, learn, config)
-            if config.minutes is None:
-                per_epoch = steps_per_epoch(len(learn), config.batch_size)
-                plan: Plan = StepPlan(total=(config.epochs or 1) * per_epoch)
-            else:
-                reserve = _calibration_seconds(network, learn, held)
-                plan = TimePlan(start=time.monotonic(), end=start + 60 * config.minutes - reserve)
-            steps = fit(network, learn, config, plan, log)
+            steps = fit(network, learn, config, _plan(network, learn, held, config, start), log)
             log.say("calibrating on held-out normal images")
             scorer = make_scorer(model, network, len(parts)).to(device)
-            names = list(parts)
+            held_parts = slices(held, [len(p.held) for p in parts.values()])
+            learn_parts = slices(learn, [len(p.learn) for p in parts.values()])
             held_out = fit_on_heldout(
                 network,
                 scorer,
-                dict(zip(names, slices(held, [len(p.held) for p in parts.values()]), strict=True)),
-                dict(
-                    zip(names, slices(learn, [len(p.learn) for p in parts.values()]), strict=True)
-                ),
+                dict(zip(parts, held_parts, strict=True)),
+                dict(zip(parts, learn_parts, strict=True)),
             )
             seconds = time.monotonic() - start
             facts = {
@@ -192,11 +194,30 @@ def split_class(paths: Sequence[Path], config: TrainConfig) -> Part:
     )
 
 
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigError('device: "cuda" was asked for, but torch sees no CUDA device here')
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
+def _require_batch(parts: Mapping[str, Part], model: ModelConfig, config: TrainConfig) -> None:
+    """BatchNorm needs two values per channel; the neck's last maps are H/32 x W/32."""
+    images = min(config.batch_size, sum(len(part.learn) for part in parts.values()))
+    if images * (model.image_size[0] // 32) * (model.image_size[1] // 32) < 2:
+        raise ConfigError(
+            "batch_size, image_size: one image of 32 x 32 pixels per step leaves BatchNorm a "
+            "single value; give more images, a larger batch or a larger size"
+        )
+
+
+def _plan(network: Network, learn: Source, held: Source, config: TrainConfig, start: float) -> Plan:
+    """Length of the run; with `minutes`, what features have taken and calibration will is gone."""
+    if config.minutes is None:
+        total = (config.epochs or 1) * steps_per_epoch(len(learn), config.batch_size)
+        return StepPlan(total=total)
+    reserve = _calibration_seconds(network, learn, held)
+    now, end = time.monotonic(), start + 60 * config.minutes - reserve
+    if end <= now:
+        raise ConfigError(
+            f"minutes: {config.minutes:g} are over before the first step: features took "
+            f"{now - start:.0f} s and calibration needs about {reserve:.0f} s; give more minutes "
+            "or learn fewer classes"
+        )
+    return TimePlan(start=now, end=end)
 
 
 def _sources(
@@ -218,7 +239,9 @@ def _sources(
     if plan.mode == "off":
         return ImageSource(learn, size, encode), ImageSource(held, size, encode), print_
     provenance = network.encoder.provenance
-    key = f"{print_} {provenance.name} {provenance.sha256} {size}"
+    mean, std = (b.flatten().tolist() for b in (network.encoder.mean, network.encoder.std))
+    encoder = f"{provenance.name} {provenance.sha256} {mean} {std} timm {version('timm')}"
+    key = f"{print_} {encoder} {size}"
     stores: list[Source] = []
     with log.bar(len(learn) + len(held), "features") as tick:
         for name, files in (("learn", learn), ("held", held)):

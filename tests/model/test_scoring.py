@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from mambaadv2.errors import CheckpointError
 from mambaadv2.model.scoring import (
     RIDGE,
     SHRINK_IMAGES,
@@ -126,7 +125,7 @@ def test_leaving_one_out_is_having_only_the_others() -> None:
 def test_whitening_inverts_the_shrunk_covariance(images: int) -> None:
     parts = [ResidualMoments.of(as_map(correlated(80, 5, seed=3)[0], 8)) for _ in range(images)]
     pooled = torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64))
-    mean, w = whitening(parts, pooled)
+    mean, w = whitening(ResidualMoments.sum(parts), len(parts), pooled)
     own = ResidualMoments.sum(parts)
     share = SHRINK_IMAGES / (SHRINK_IMAGES + images)
     expected = (1 - share) * own.covariance + share * pooled
@@ -142,7 +141,9 @@ def test_whitening_inverts_the_shrunk_covariance(images: int) -> None:
 
 def test_whitening_survives_residuals_without_variance() -> None:
     parts = [ResidualMoments.of(torch.full((3, 4, 4), 2.0))]
-    mean, w = whitening(parts, torch.zeros(3, 3, dtype=torch.float64))
+    mean, w = whitening(
+        ResidualMoments.sum(parts), len(parts), torch.zeros(3, 3, dtype=torch.float64)
+    )
     torch.testing.assert_close(mean, torch.full((3,), 2.0))
     assert bool(w.isfinite().all())
 
@@ -161,7 +162,9 @@ def fitted(classes: int) -> tuple[Scorer, list[list[Tensor]]]:
             images = [as_map(part, height) for part in rows.split(size)]
             parts = [ResidualMoments.of(image) for image in images[:40]]
             covariance = ResidualMoments.sum(parts).covariance
-            model.fit_whitening(index, scale, *whitening(parts, covariance))
+            model.fit_whitening(
+                index, scale, *whitening(ResidualMoments.sum(parts), len(parts), covariance)
+            )
             maps.append(torch.stack(images[40:]))
         heldout.append(maps)
     return model, heldout
@@ -226,14 +229,6 @@ def test_a_range_without_extent_stays_finite() -> None:
     model.fit_range(0, torch.tensor([2.0, 2.0]), torch.tensor([2.0, 2.0]))
     maps = torch.full((1, 2, 4, 4), 2.0)
     assert not model.join(maps, torch.tensor([0])).any()
-
-
-def test_a_damaged_scorer_is_refused() -> None:
-    features, rebuilt = pair()
-    model = scorer("whitened")
-    model.get_buffer("whiten_0")[0, 0, 0] = float("nan")
-    with pytest.raises(CheckpointError, match="not finite"):
-        model(features, rebuilt, torch.zeros(2, dtype=torch.long))
 
 
 def test_buffers_are_saved_only_as_needed() -> None:

@@ -398,3 +398,9 @@ def test_environment_variable_forces_a_backend(monkeypatch: pytest.MonkeyPatch) 
 def test_absent_backend_is_refused_by_name() -> None:
     with pytest.raises(BackendError, match=r"abacus.*reference"):
         knock(backend="abacus")
+
+
+def test_chunks_belong_to_the_chunked_form() -> None:
+    with pytest.raises(ConfigError, match=r"^chunk_size: the quadratic backend has no chunks"):
+        knock(chunk_size=8, backend="quadratic")
+    knock(chunk_size=8)

@@ -26,7 +26,8 @@ STAGE_STRIDES = (32, 16, 8, 4)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """What is built. Fields marked [paper], [lineage] or [ours] by where they come from."""
+    """What is built. Fields are marked by where they come from: [paper] MambaADv2, [lineage] its
+    ancestors (MambaAD, Mamba-3, MobileMamba), [ours] our choice."""
 
     encoder: str = "resnet34"
     """timm name of the frozen encoder. [lineage]"""

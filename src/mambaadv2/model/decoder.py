@@ -54,7 +54,7 @@ class HSS(nn.Module):
     """Hybrid state-space block: out = x + DropPath(Linear(LN(y) * SiLU(z))), y = y_R + g y_M.
 
     Maps (B, h, w, C) to (B, h, w, C). Projections are shared by the K directions; only the biases
-    of dt, B and C and the skip D are per direction (scan.md: they are what an order can change).
+    of dt, B and C and the skip D are per direction (an order can change nothing else).
     Structure: our choice. Path R: Mamba-3. Path M: our reading of the paper's matrix path.
     """
 

@@ -83,7 +83,7 @@ def reconstruction_loss(features: Features, rebuilt: Features) -> dict[str, Tens
 
 
 def init_weights(network: Network) -> None:
-    """Start values of everything that learns.
+    """Start values of what learns; norms keep torch's, wavelet scales start at 0.1, fft gains at 0.
 
     | where                       | value                                                   |
     |-----------------------------|---------------------------------------------------------|

@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaadv2.errors import CheckpointError
-
 Features = tuple[Tensor, ...]
 
 RIDGE = 0.01  # of the mean variance, on the diagonal
@@ -63,6 +61,12 @@ class ResidualMoments:
             torch.stack([p.products for p in parts]).sum(dim=0),
         )
 
+    def without(self, part: ResidualMoments) -> ResidualMoments:
+        """What is left when one of the summed maps is taken out again."""
+        return ResidualMoments(
+            self.count - part.count, self.total - part.total, self.products - part.products
+        )
+
     @property
     def mean(self) -> Tensor:
         """(C,) mean residual."""
@@ -74,14 +78,13 @@ class ResidualMoments:
         return self.products / self.count - torch.outer(self.mean, self.mean)
 
 
-def whitening(parts: Sequence[ResidualMoments], pooled: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and whitening matrix W (C, C) with W' W = inverse covariance, of a class's images.
+def whitening(moments: ResidualMoments, images: int, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and whitening matrix W (C, C) with W' W = inverse covariance, of a class.
 
-    The class's covariance is drawn towards `pooled` (C, C), the mean over classes, by
-    SHRINK_IMAGES / (images + SHRINK_IMAGES), and gets a small ridge.
+    moments: of its `images` images together. The covariance is drawn towards `pooled` (C, C), the
+    mean over classes, by SHRINK_IMAGES / (images + SHRINK_IMAGES), and gets a small ridge.
     """
-    moments = ResidualMoments.sum(parts)
-    share = SHRINK_IMAGES / (len(parts) + SHRINK_IMAGES)
+    share = SHRINK_IMAGES / (images + SHRINK_IMAGES)
     covariance = (1 - share) * moments.covariance + share * pooled
     ridge = RIDGE * covariance.diagonal().mean().clamp(min=1e-12)
     covariance = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype)
@@ -144,12 +147,7 @@ class Scorer(nn.Module):
 
     def forward(self, features: Features, rebuilt: Features, classes: Tensor) -> Tensor:
         """Maps (B, H, W) from features and reconstructions (B, C_i, h_i, w_i), classes (B,)."""
-        maps = self.join(self.scale_maps(features, rebuilt, classes), classes)
-        if not bool(torch.isfinite(maps).all()):
-            raise CheckpointError(
-                "the model's map is not finite; its weights or statistics are damaged"
-            )
-        return maps
+        return self.join(self.scale_maps(features, rebuilt, classes), classes)
 
     def scale_maps(self, features: Features, rebuilt: Features, classes: Tensor) -> Tensor:
         """Smoothed maps of each scale (B, scales, H, W), before they are joined."""

@@ -106,7 +106,8 @@ def selective_scan(
         initial_state: state to continue from; None is zero.
         return_state: also return the final state, in the frame in which a continuation starts.
         backend: "auto" or a name from `available_backends()`.
-        chunk_size: tokens per chunk of the chunked form; None picks one.
+        chunk_size: tokens per chunk; None picks them. Only the chunked form has chunks, so a number
+            makes "auto" take it.
 
     Returns:
         y (b, L, H, P) in the dtype of x, and the `ScanState` when it was asked for.
@@ -120,8 +121,11 @@ def selective_scan(
     tensors = (x, B, C, dt, A, trap, angle, B_bias, C_bias, D)
     _check(tensors, order, weights, initial_state, chunk_size)
     if backend == "auto":
-        backend, _ = choose_backend(x.shape[1], x.shape[-1], B.shape[-1])
+        chosen, _ = choose_backend(x.shape[1], x.shape[-1], B.shape[-1])
+        backend = chosen if chunk_size is None else "chunked"
     _require_backend(backend, "backend")
+    if chunk_size is not None and backend != "chunked":
+        raise ConfigError(f"chunk_size: the {backend} backend has no chunks; leave it out")
     order = order.long()
     # Backends choose their own precision; autocast would run the sums' products in bfloat16.
     with torch.autocast(x.device.type, enabled=False):
