@@ -309,11 +309,11 @@ def test_a_folder_of_results(trained: Trained, inputs: Path, tmp_path: Path) -> 
     assert set(bad) == {"path", "error"}
     assert "c.png" in bad["error"]
     assert {p.name for p in (out / "overlays").iterdir()} == {
-        f"{tmp_path.name}_parts_{stem}.png" for stem in "abd"
+        f"{tmp_path.parent.name}_{tmp_path.name}_parts_{stem}.png" for stem in "abd"
     }
     for line in (first, second, last):
         assert set(line) == LINE | {"map"}
-        stem = f"{tmp_path.name}_parts_{Path(line['path']).stem}"
+        stem = f"{tmp_path.parent.name}_{tmp_path.name}_parts_{Path(line['path']).stem}"
         assert (line["overlay"], line["map"]) == (f"overlays/{stem}.png", f"maps/{stem}.npy")
         image = read_image(line["path"])
         assert (line["height"], line["width"]) == image.shape[:2]

@@ -316,14 +316,14 @@ def _line(path: Path, prediction: Prediction, ms: float) -> dict[str, object]:
 
 
 class _UniqueNames:
-    """Output names from the last two folders and the stem; equal ones get a number."""
+    """Output names from the last three folders and the stem; equal ones get a number."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
         self._next: dict[str, int] = {}
 
     def of(self, path: Path) -> str:
-        parts = [*path.parts[-3:-1], path.stem]
+        parts = [*path.parts[-4:-1], path.stem]
         base = name = "_".join(part for part in parts if part not in ("/", "..", "."))
         while name in self._taken:  # a numbered name may itself be another file's
             self._next[base] = self._next.get(base, 0) + 1

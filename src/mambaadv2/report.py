@@ -190,7 +190,7 @@ def _data_url(rgb: NDArray[np.uint8]) -> str:
 
 def _colour_scale(low: float, high: float) -> str:
     bar = np.repeat(colour_map(np.linspace(low, high, 256)[None], low, high), 12, axis=0)
-    marks = [(0.0, f"{low:g} ×"), (1.0, f"{high:g} ×")]
+    marks = [(0.0, f"{low:.2g} ×"), (1.0, f"{high:.2g} ×")]
     if low < 1 < high:
         marks.insert(1, ((1 - low) / (high - low), "threshold"))
     ticks = "".join(f'<span style="left:{100 * at:.2f}%">{text}</span>' for at, text in marks)
