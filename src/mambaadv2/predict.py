@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from mambaadv2.calibrate import ColourScale
 from mambaadv2.checkpoint import ModelCard, load_run
 from mambaadv2.data.index import IMAGE_SUFFIXES
 from mambaadv2.device import choose_device
-from mambaadv2.errors import CheckpointError, DataError, ImageError
+from mambaadv2.errors import CheckpointError, ConfigError, DataError, ImageError
 from mambaadv2.image import overlay, read_image, resize_image, resize_map, write_png
 from mambaadv2.model.network import Network
 from mambaadv2.model.scoring import Scorer
@@ -276,9 +277,14 @@ def predict_to_folder(
     predictor = load(run, device=device)
     folder = Path(out)
     paths = list(find_images(inputs, exclude=(folder / OVERLAYS).resolve()))
-    for name in (OVERLAYS, MAPS) if raw else (OVERLAYS,):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    errors = 0
+    try:
+        for name in (OVERLAYS, MAPS) if raw else (OVERLAYS,):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"out: cannot write to {folder} ({error.strerror}); choose another folder"
+        ) from error
+    errors = defects = 0
     names = _UniqueNames()
     bar = tqdm(total=len(paths), unit="image", desc="predict", disable=None if progress else True)
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines, bar:
@@ -286,9 +292,12 @@ def predict_to_folder(
             if isinstance(outcome, ImageError) or image is None:
                 errors += 1
                 line: dict[str, object] = {"path": str(path), "error": str(outcome)}
+                if progress:
+                    tqdm.write(str(outcome), file=sys.stderr)
             else:
                 name = names.of(path)
                 line = _line(path, outcome, ms) | {"overlay": f"{OVERLAYS}/{name}.png"}
+                defects += outcome.defect
                 scale = predictor.colour_scale
                 picture = overlay(image, outcome.map / outcome.threshold, scale.low, scale.high)
                 write_png(folder / OVERLAYS / f"{name}.png", picture)
@@ -298,6 +307,9 @@ def predict_to_folder(
             lines.write(json.dumps(line) + "\n")
             lines.flush()
             bar.update()
+    if progress:
+        summary = f"{len(paths)} images: {defects} with a defect, {errors} could not be read"
+        print(f"{summary}; results in {folder}", file=sys.stderr)
     return errors
 
 

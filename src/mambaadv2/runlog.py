@@ -52,6 +52,8 @@ class RunLog:
         self._flush()
         if self._bar is not None:
             self._bar.close()
+        if kind is not None:
+            self.say(f"stopped: no model was written to {self.folder}")
         self._lines.close()
         if self._board is not None:
             self._board.close()

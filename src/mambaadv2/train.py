@@ -40,6 +40,7 @@ from mambaadv2.model.network import Network, pca_start, set_feature_scale
 from mambaadv2.model.presets import preset_config
 from mambaadv2.runlog import RunLog
 
+LEAST_SHARE = 0.1  # of `minutes`, for training, where features and calibration leave less
 START_IMAGES = 64  # behind the feature scale and the PCA start
 
 # Length and batch of a run where the caller names none.
@@ -79,9 +80,8 @@ def train(
 
     Before any work: `DataError` for a wrong root, `WeightsError` for weights that cannot be had,
     `ConfigError` for a value out of range. Then `ImageError` for a file that cannot be decoded,
-    `ConfigError` when `minutes` are over before the first step, `TrainingError` when the loss stops
-    being finite. A model that was in `out` is removed when the work begins: what lies there after
-    an error is never an older run's.
+    `TrainingError` when the loss stops being finite. A model that was in `out` is removed when the
+    work begins: what lies there after an error is never an older run's.
 
     >>> from mambaadv2 import train, evaluate  # doctest: +SKIP
     >>> run = train("parts", "runs/parts", minutes=10)  # doctest: +SKIP
@@ -89,6 +89,8 @@ def train(
     """
     if epochs is not None and minutes is not None:
         raise ConfigError("epochs, minutes: expected at most one of them")
+    if image_size is not None and (image_size < 32 or image_size % 32):
+        raise ConfigError(f"image_size: expected a multiple of 32, at least 32, got {image_size}")
     size = None if image_size is None else (image_size, image_size)
     model = preset_config(preset, encoder=encoder, image_size=size)
     base = PRESET_TRAINING[preset]
@@ -128,13 +130,19 @@ def train_model(
         network = Network(model, backbone).to(device)
         parts = {name: split_class(files, config) for name, files in paths.items()}
         _require_batch(parts, model, config)
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_run(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_run(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"out: cannot write to {folder} ({error.strerror}); choose another folder"
+            ) from error
         settings = {"model": model, "training": config, "encoder": backbone.provenance}
         with RunLog(folder, progress=progress, settings=settings) as log:
             learn, held, print_ = _sources(network, parts, config, folder, log)
             set_start(network, learn, config)
-            steps = fit(network, learn, config, _plan(network, learn, held, config, start), log)
+            plan = _plan(network, learn, held, config, start, log)
+            steps = fit(network, learn, config, plan, log)
             log.say("calibrating on held-out normal images")
             scorer = make_scorer(model, network, len(parts)).to(device)
             held_parts = slices(held, [len(p.held) for p in parts.values()])
@@ -204,20 +212,22 @@ def _require_batch(parts: Mapping[str, Part], model: ModelConfig, config: TrainC
         )
 
 
-def _plan(network: Network, learn: Source, held: Source, config: TrainConfig, start: float) -> Plan:
+def _plan(
+    network: Network, learn: Source, held: Source, config: TrainConfig, start: float, log: RunLog
+) -> Plan:
     """Length of the run; with `minutes`, what features have taken and calibration will is gone."""
     if config.minutes is None:
         total = (config.epochs or 1) * steps_per_epoch(len(learn), config.batch_size)
         return StepPlan(total=total)
     reserve = _calibration_seconds(network, learn, held)
-    now, end = time.monotonic(), start + 60 * config.minutes - reserve
-    if end <= now:
-        raise ConfigError(
-            f"minutes: {config.minutes:g} are over before the first step: features took "
-            f"{now - start:.0f} s and calibration needs about {reserve:.0f} s; give more minutes "
-            "or learn fewer classes"
+    now, budget = time.monotonic(), 60 * config.minutes
+    end, least = start + budget - reserve, now + LEAST_SHARE * budget
+    if end < least:
+        log.say(
+            f"minutes: {config.minutes:g} is too short here: features took {now - start:.0f} s and "
+            f"calibration needs about {reserve:.0f} s; training {least - now:.0f} s all the same"
         )
-    return TimePlan(start=now, end=end)
+    return TimePlan(start=now, end=max(end, least))
 
 
 def _sources(
@@ -266,14 +276,16 @@ def set_start(network: Network, learn: Source, config: TrainConfig) -> None:
 def _calibration_seconds(network: Network, learn: Source, held: Source) -> float:
     """Seconds that calibration will take: a rehearsal on one image, scaled up."""
     scorer = make_scorer(network.config, network, 1).to(network.feature_scale.device)
-    for _ in range(2):  # the first time anything runs it is slow
+    seconds: list[float] = []
+    for _ in range(3):  # the first time anything runs it is slow
         start = time.monotonic()
         learn.batch([0])
         encoded = time.monotonic()
         fit_on_heldout(
             network, scorer, {"": SourceSlice(held, 0, 1)}, {"": SourceSlice(learn, 0, 1)}
         )
-    return (encoded - start) * len(learn) + (time.monotonic() - encoded) * len(held)
+        seconds.append((encoded - start) * len(learn) + (time.monotonic() - encoded) * len(held))
+    return min(seconds)
 
 
 def _card(
