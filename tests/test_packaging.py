@@ -111,3 +111,20 @@ def test_git_ignores_no_source() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "LOG.md",
+        *("docs/" + p.name for p in sorted((ROOT / "docs").glob("*.md"))),
+    ],
+)
+def test_pages_are_finished_and_their_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "@@" not in text
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), target
