@@ -22,7 +22,8 @@ from mambaadv2.calibrate import ColourScale
 from mambaadv2.checkpoint import ModelCard, load_run
 from mambaadv2.data.index import IMAGE_SUFFIXES
 from mambaadv2.device import choose_device
-from mambaadv2.errors import CheckpointError, ConfigError, DataError, ImageError
+from mambaadv2.errors import CheckpointError, DataError, ImageError
+from mambaadv2.files import writing_to
 from mambaadv2.image import overlay, read_image, resize_image, resize_map, write_png
 from mambaadv2.model.network import Network
 from mambaadv2.model.scoring import Scorer
@@ -277,13 +278,9 @@ def predict_to_folder(
     predictor = load(run, device=device)
     folder = Path(out)
     paths = list(find_images(inputs, exclude=(folder / OVERLAYS).resolve()))
-    try:
+    with writing_to(folder):
         for name in (OVERLAYS, MAPS) if raw else (OVERLAYS,):
             (folder / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"out: cannot write to {folder} ({error.strerror}); choose another folder"
-        ) from error
     errors = defects = 0
     names = _UniqueNames()
     bar = tqdm(total=len(paths), unit="image", desc="predict", disable=None if progress else True)

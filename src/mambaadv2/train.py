@@ -32,6 +32,7 @@ from mambaadv2.data.features import (
 from mambaadv2.data.index import mvtec_records
 from mambaadv2.device import choose_device
 from mambaadv2.errors import ConfigError
+from mambaadv2.files import writing_to
 from mambaadv2.fit import Plan, StepPlan, TimePlan, TrainConfig, fit, steps_per_epoch
 from mambaadv2.heldout import HeldOut, fit_on_heldout
 from mambaadv2.model.config import ModelConfig
@@ -130,13 +131,9 @@ def train_model(
         network = Network(model, backbone).to(device)
         parts = {name: split_class(files, config) for name, files in paths.items()}
         _require_batch(parts, model, config)
-        try:
+        with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             remove_run(folder)
-        except OSError as error:
-            raise ConfigError(
-                f"out: cannot write to {folder} ({error.strerror}); choose another folder"
-            ) from error
         settings = {"model": model, "training": config, "encoder": backbone.provenance}
         with RunLog(folder, progress=progress, settings=settings) as log:
             learn, held, print_ = _sources(network, parts, config, folder, log)

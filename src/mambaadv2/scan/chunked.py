@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaadv2.scan.orders import inverse
 from mambaadv2.scan.reference import ScanState
 
 
@@ -192,10 +193,10 @@ def _final_state(
 
 def _put_back(y: Tensor, order: Tensor, weights: Tensor | None) -> Tensor:
     """Outputs (b, K, H, L, P) in scan order back to rows (b, L, H, P), summed over directions."""
-    inverse = torch.argsort(order, dim=1)
+    steps = inverse(order)
     total: Tensor | None = None
     for d in range(len(order)):
-        part = y[:, d].index_select(2, inverse[d])
+        part = y[:, d].index_select(2, steps[d])
         if weights is not None:
             part = part * weights[:, d].to(y.dtype).view(-1, 1, 1, 1)
         total = part if total is None else total + part
