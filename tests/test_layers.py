@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"evaluate", "predict", "scan", "train"},
 }
-LEAVES = {"__version__", "device", "errors", "files"}
+LEAVES = {"__version__", "device", "errors", "files", "signals"}
 
 MAX_FILE_LINES = 420
 MAX_FUNCTION_LINES = 70
