@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mambaadv2.errors import ImageError
 from mambaadv2.image import (
+    Limits,
     colour_map,
     outline,
     overlay,
@@ -146,71 +147,6 @@ def test_16_bits_are_divided_by_257_and_rounded(
     np.testing.assert_array_equal(read_image(put(tmp_path / "x", content)), rounded(samples))
 
 
-@pytest.mark.parametrize("bands", [None, 3], ids=["grey", "rgb"])
-def test_16_bit_twin_equals_8_bit_image(tmp_path: Path, bands: int | None) -> None:
-    eight = GREY8 if bands is None else RGB8
-    Image.fromarray(eight).save(tmp_path / "8.png")
-    put(tmp_path / "16.png", png16(eight.astype(np.uint16) * 257))
-    np.testing.assert_array_equal(read_image(tmp_path / "8.png"), read_image(tmp_path / "16.png"))
-
-
-def test_16_bit_grey_with_alpha_is_at_most_one_level_off(tmp_path: Path) -> None:
-    samples = wide(2)
-    image = read_image(put(tmp_path / "x.png", png16(samples)))
-    expected = rounded(np.ascontiguousarray(samples[:, :, 0]))
-    np.testing.assert_allclose(image.astype(int), expected, atol=1)
-
-
-def test_16_bit_white_is_zero_is_inverted_as_in_8_bits(tmp_path: Path) -> None:
-    eight = read_image(put(tmp_path / "8.tif", tiff(GREY8, photometric=0)))
-    sixteen = put(tmp_path / "16.tif", tiff(GREY8.astype(np.uint16) * 257, photometric=0))
-    np.testing.assert_array_equal(eight[:, :, 0], 255 - GREY8)
-    np.testing.assert_array_equal(read_image(sixteen), eight)
-
-
-def test_float_tiff_in_unit_range(tmp_path: Path) -> None:
-    unit = np.linspace(0, 1, 221, dtype=np.float32).reshape(13, 17)
-    path = tmp_path / "x.tif"
-    Image.fromarray(unit).save(path)
-    np.testing.assert_array_equal(read_image(path)[:, :, 0], np.rint(unit * 255).astype(np.uint8))
-    assert read_mask(path).sum() == 220
-
-
-@pytest.mark.parametrize("bad", [-0.01, 1.01, 255.0, np.nan, np.inf])
-def test_float_tiff_outside_unit_range_is_refused(tmp_path: Path, bad: float) -> None:
-    values = np.full((4, 5), 0.5, np.float32)
-    values[2, 3] = bad
-    Image.fromarray(values).save(tmp_path / "x.tif")
-    with pytest.raises(ImageError, match=r"x\.tif.*\[0, 1\]"):
-        read_image(tmp_path / "x.tif")
-
-
-def test_32_bit_integers(tmp_path: Path) -> None:
-    samples = wide(None)
-    path = tmp_path / "x.tif"
-    Image.fromarray(samples.astype(np.int32)).save(path)
-    np.testing.assert_array_equal(read_image(path), rounded(samples))
-    for bad in (-1, 65536):
-        Image.fromarray(np.full((3, 3), bad, np.int32)).save(path)
-        with pytest.raises(ImageError, match=r"x\.tif.*65535"):
-            read_image(path)
-
-
-@pytest.mark.parametrize("orientation", range(9))
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
-    path = tmp_path / f"x.{suffix}"
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(np.kron(RGB8, np.ones((8, 8, 1), np.uint8))).save(path, exif=exif)
-    with Image.open(path) as image:
-        expected = np.array(ImageOps.exif_transpose(image))
-    upright = read_image(path)
-    assert upright.shape[:2] == ((136, 104) if orientation >= 5 else (104, 136))
-    np.testing.assert_array_equal(upright, expected)
-    assert upright.flags.c_contiguous
-
-
 def test_palette_with_transparency(tmp_path: Path) -> None:
     image = Image.fromarray(GREY8 % 4).convert("P")
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 200, 210, 220])
@@ -266,8 +202,6 @@ def jpeg(tmp_path: Path) -> bytes:
     return (tmp_path / "whole.jpg").read_bytes()
 
 
-# Pillow warns about the damage before it gives up.
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Truncated File Read")
 def test_broken_files_are_named(tmp_path: Path) -> None:
     whole_jpeg, whole_png = jpeg(tmp_path), png_bytes(RGB8)
     cases = {
@@ -292,63 +226,15 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             assert str(caught.value).startswith(str(path))
 
 
-def test_a_folder_is_no_image(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"cannot be opened"):
-        read_image(tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore:::PIL", "ignore::PIL.Image.DecompressionBombWarning")
-def test_any_damage_gives_an_image_or_an_image_error(tmp_path: Path) -> None:
-    sources = [jpeg(tmp_path), png_bytes(RGB8), png16(wide(3)), tiff(wide(3)), tiff(GREY8)]
-    generator = np.random.default_rng(1)
-    path = tmp_path / "x"
-    for attempt in range(400):
-        content = bytearray(sources[attempt % len(sources)])
-        # Headers sit at the beginning, a TIFF's directory at the end.
-        places = generator.integers(0, min(len(content), 300), 3)
-        for place in places if attempt % 2 else -1 - places:
-            content[place] = generator.integers(0, 256)
-        path.write_bytes(content)
-        try:
-            image = read_image(path, max_pixels=10**6)
-        except ImageError:
-            continue
-        assert image.ndim == 3
-
-
-def test_animations_and_pages_are_refused(tmp_path: Path) -> None:
-    frames = [Image.fromarray(RGB8), Image.fromarray(255 - RGB8), Image.fromarray(RGB8 // 2)]
-    for name in ("x.png", "x.webp", "x.tif"):
-        path = tmp_path / name
-        frames[0].save(path, save_all=True, append_images=frames[1:])
-        with pytest.raises(ImageError, match=rf"{name}: holds 3 frames"):
-            read_image(path)
-
-
-def test_a_cameras_jpeg_with_previews_is_read(tmp_path: Path) -> None:
-    flat = Image.new("RGB", (32, 24), (200, 100, 50))
-    flat.save(
-        tmp_path / "x.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (8, 6))]
-    )
-    assert read_image(tmp_path / "x.jpg").shape == (24, 32, 3)
-
-
 def test_the_pixel_limit_is_checked_before_decoding(tmp_path: Path) -> None:
     whole = png_bytes(np.zeros((30, 40, 3), np.uint8))
-    # Cut after the header: decoding would fail, so the error must come from the check.
-    path = put(tmp_path / "x.png", whole[:45])
-    with pytest.raises(ImageError, match=r"x\.png: 40 x 30 pixels exceed the limit of 1,199"):
-        read_image(path, max_pixels=1199)
-    assert read_image(put(path, whole), max_pixels=1200).shape == (30, 40, 3)
-
-
-def test_pillows_own_limit_is_reported_with_the_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    path = put(tmp_path / "x.png", png_bytes(np.zeros((30, 40, 3), np.uint8)))
-    with pytest.raises(ImageError, match=r"x\.png: too large"):
+    # Broken pixels: decoding would fail, so the error must come from the check.
+    path = put(tmp_path / "x.png", whole[:45] + bytes(4) + whole[49:])
+    with pytest.raises(ImageError, match=r"x\.png: .*checksum"):
         read_image(path)
+    with pytest.raises(ImageError, match=r"x\.png: 40 x 30 pixels exceed the limit of 1,199"):
+        read_image(path, limits=Limits(pixels=1199))
+    assert read_image(put(path, whole), limits=Limits(pixels=1200)).shape == (30, 40, 3)
 
 
 def test_resize_image() -> None:

@@ -1,4 +1,4 @@
-"""Pixels: decoding, masks, resizing, colour maps and PNG; the only module that handles them.
+"""Pixels: the door for images and masks, resizing and PNG; colours of heat maps from next door.
 
 Images are (H, W, 3) uint8 RGB, masks (H, W) bool with True for a defect, anomaly maps (H, W)
 float32. Files may be PNG, JPEG, BMP, TIFF or WebP; the content counts, not the file name.
@@ -6,197 +6,275 @@ float32. Files may be PNG, JPEG, BMP, TIFF or WebP; the content counts, not the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
-import struct
-import sys
-import zlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image
 
-from mambaadv2.errors import ImageError
+from mambaadv2.container import Layout, check_content, damaged, read_layout
+from mambaadv2.decode import decode
+from mambaadv2.errors import ConfigError, ImageError
+from mambaadv2.heat import colour_map, outline, overlay, require_rgb
 
-MAX_PIXELS = 170_000_000
-"""Largest width x height decoded unless the caller asks for more (see `read_image`)."""
+__all__ = [
+    "ImageHeader",
+    "Limits",
+    "colour_map",
+    "outline",
+    "overlay",
+    "png_bytes",
+    "read_header",
+    "read_image",
+    "read_mask",
+    "resize_image",
+    "resize_map",
+    "write_png",
+]
 
-# Without this list a file named .png could be PostScript, which Pillow hands to another program.
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-
-# Damaged files make Pillow's decoders raise any of these.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-
-_COLOUR_MODES = frozenset({"P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
-_GREY16_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
-
-# Pillow keeps the high byte of 16-bit colour; reading in the opposite byte order gives the low one.
-_SWAPPED_NATIVE = "B" if sys.byteorder == "little" else "L"
-_LOW_BYTE_MODE = {
-    f"{bands};16{order}": f"{bands};16{swapped}"
-    for bands in ("RGB", "RGBA")
-    for order, swapped in (("B", "L"), ("L", "B"), ("N", _SWAPPED_NATIVE))
-}
-
-# Evenly spaced from black through violet, red and orange to pale yellow; lightness always rises.
-_HEAT_POINTS = (
-    (0, 0, 4),
-    (31, 12, 72),
-    (85, 15, 109),
-    (136, 34, 106),
-    (186, 54, 85),
-    (227, 89, 51),
-    (249, 140, 10),
-    (249, 201, 50),
-    (252, 255, 164),
-)
+_MAX_PIXELS, _MAX_BYTES = "MAMBAADV2_MAX_PIXELS", "MAMBAADV2_MAX_BYTES"
 
 
-def read_image(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class Limits:
+    """What one image file may cost; `ConfigError` unless both are whole numbers above 0.
+
+    pixels: largest width x height, checked in the header, before decoding. The default decodes to
+        half a gigabyte.
+    bytes: largest file, checked before reading. The default, 1 GiB, is just above what the default
+        number of pixels takes in uncompressed 16-bit RGB.
+    """
+
+    pixels: int = 170_000_000
+    bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        for name in ("pixels", "bytes"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{name}: expected a whole number above 0, got {value!r}")
+
+    @classmethod
+    def from_environment(cls) -> Limits:
+        """The defaults, or what MAMBAADV2_MAX_PIXELS and MAMBAADV2_MAX_BYTES say.
+
+        Raises `ConfigError` when one of them is set to something else than a number above 0.
+        """
+        chosen = {}
+        for field, variable in (("pixels", _MAX_PIXELS), ("bytes", _MAX_BYTES)):
+            text = os.environ.get(variable)
+            if text is None:
+                continue
+            if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text):
+                raise ConfigError(
+                    f"{variable}: expected a whole number above 0 in plain digits, got {text!r}; "
+                    "correct the environment variable or unset it"
+                )
+            chosen[field] = int(text)
+        return cls(**chosen)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file's header says.
+
+    width, height: pixels as shown, after the EXIF orientation.
+    format: "PNG", "JPEG", "BMP", "TIFF" or "WebP".
+    channels, bits: samples per pixel in the file, alpha included, a palette's index being one;
+        bits of a sample, as stored.
+    frames: pages or frames of an animation; always 1, as files with more are refused.
+    """
+
+    width: int
+    height: int
+    format: str
+    channels: int
+    bits: int
+    frames: int
+
+
+def read_image(path: str | PathLike[str], *, limits: Limits | None = None) -> NDArray[np.uint8]:
     """Decode one image file to (H, W, 3) uint8 RGB, upright.
 
-    - 16-bit grey and colour: divided by 257 and rounded, never clipped, so the picture equals its
-      8-bit twin. A camera that fills only 10 or 12 of the 16 bits gives a dark picture here.
-      Colour that Pillow unpacks in a rare order (grey with alpha, separate planes) keeps the high
-      byte, at most one level off.
-    - float32 TIFF: accepted when all values lie in [0, 1], then multiplied by 255 and rounded.
-    - Alpha is dropped, palettes are looked up, CMYK is converted without its colour profile.
-    - EXIF orientation is applied.
+    | in the file | becomes |
+    |---|---|
+    | 8-bit grey, RGB | itself; grey is repeated in three channels |
+    | 1, 2, 4 bits | 0 to the largest value becomes 0 to 255 |
+    | 16-bit grey, RGB (PNG, TIFF) | divided by 257 and rounded, never clipped: equal to its 8-bit
+      twin. A camera that fills only 10 or 12 of the 16 bits gives a dark picture here |
+    | 12-bit grey (TIFF) | 0 to 4095 becomes 0 to 255 |
+    | 32-bit float (TIFF) | times 255 and rounded; refused unless all values lie in [0, 1] |
+    | 16-bit signed, 32-bit integers (TIFF) | as 16 bits; refused unless all lie in [0, 65535] |
+    | grey that counts from white (TIFF) | inverted |
+    | palette | looked up |
+    | alpha, transparent colours | dropped; colours multiplied with alpha are divided again |
+    | CMYK (JPEG, TIFF), YCbCr | converted; of 16-bit CMYK and of 16-bit colour multiplied with
+      alpha the high byte, at most one level off. CMYK JPEG counts from white, as Adobe writes it |
+    | colour profile, gamma | ignored |
+    | EXIF orientation | applied; EXIF that cannot be read is ignored |
+    | a camera's JPEG with previews (MPO) | its first picture |
+    | animation, several pages | refused |
+    | CIE Lab, raw sensor data, 64-bit or float colour, 8-bit signed, 12-bit JPEG | refused |
 
-    `max_pixels` bounds width x height and is checked in the header, before decoding; Pillow's own
-    limit, `PIL.Image.MAX_IMAGE_PIXELS`, holds as well.
+    limits: None takes `Limits.from_environment()`. Pillow's own limit does not count.
 
-    Raises `ImageError`, naming the file: missing, empty, damaged, not one of the formats above,
-    too large, animated or several pages, or values that have no agreed 8-bit meaning.
+    Raises `ImageError`, naming the file: missing, not a regular file, unreadable, too large, empty,
+    truncated, damaged, none of the five formats, refused above, or too big for the memory. Where
+    the environment holds a limit that is none, `ConfigError`.
     """
-    samples = _decode(Path(path), max_pixels)
-    if samples.dtype == np.float32:
-        # Written so that NaN fails too.
-        if not (samples.min() >= 0 and samples.max() <= 1):
-            raise ImageError(
-                f"{path}: float pixels must lie in [0, 1], found {samples.min():g} to "
-                f"{samples.max():g}; rescale the image or save it as 8 or 16 bits"
-            )
-        samples = np.rint(samples * np.float32(255)).astype(np.uint8)
-    elif samples.dtype == np.uint16:
-        samples = np.take(_eight_bit_table(), samples)
-    if samples.ndim == 2:
-        samples = np.repeat(samples[:, :, None], 3, axis=2)
-    return np.asarray(samples, np.uint8)
+    with _named(path):
+        _, samples = _decode(path, limits)
+        if samples.dtype == np.float32:
+            # Written so that NaN fails too.
+            if not (samples.min() >= 0 and samples.max() <= 1):
+                raise ImageError(
+                    f"float pixels must lie in [0, 1], found {samples.min():g} to "
+                    f"{samples.max():g}; rescale the image or save it as 8 or 16 bits"
+                )
+            samples = np.rint(samples * np.float32(255)).astype(np.uint8)
+        elif samples.dtype == np.uint16:
+            samples = np.take(_eight_bit_table(), samples)
+        if samples.ndim == 2:
+            samples = np.repeat(samples[:, :, None], 3, axis=2)
+        return np.asarray(samples, np.uint8)
 
 
-def read_mask(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
+def read_mask(path: str | PathLike[str], *, limits: Limits | None = None) -> NDArray[np.bool_]:
     """Decode one mask file to (H, W) bool: a pixel is defect when any grey or colour value is > 0.
 
-    The test is made before any scaling, so a 16-bit mask may mark defects with 1. Formats, EXIF,
-    `max_pixels` and errors as in `read_image`; alpha is ignored.
+    The test is made before any scaling, so a 16-bit mask may mark defects with 1, and float masks
+    may hold any finite values from 0 up. Alpha is ignored. Lossy formats leave traces beside what
+    was drawn, and they count. Formats, EXIF, limits and errors as in `read_image`; besides,
+    16-bit kinds of which only the high byte can be had are refused.
     """
-    samples = _decode(Path(path), max_pixels)
-    positive: NDArray[np.bool_] = np.asarray(samples > 0)
-    return positive if samples.ndim == 2 else np.any(positive, axis=2)
+    with _named(path):
+        layout, samples = _decode(path, limits)
+        if layout.bits == 16 and samples.dtype == np.uint8:
+            raise ImageError(
+                f"16-bit {layout.format} of this kind is no mask, its faintest values cannot be "
+                "read; save it as grey"
+            )
+        if samples.dtype == np.float32 and not (samples.min() >= 0 and samples.max() < np.inf):
+            raise ImageError(
+                "a float mask must hold finite values from 0 up, found "
+                f"{samples.min():g} to {samples.max():g}; save it as 8-bit grey"
+            )
+        positive: NDArray[np.bool_] = np.asarray(samples > 0)
+        return positive if samples.ndim == 2 else np.any(positive, axis=2)
 
 
-def _decode(path: Path, max_pixels: int) -> NDArray[Any]:
-    """(H, W) or (H, W, 3) samples in the file's own depth: uint8, uint16 or float32."""
+def read_header(path: str | PathLike[str], *, limits: Limits | None = None) -> ImageHeader:
+    """Read what the header says, without reading or decoding the pixels.
+
+    Errors as in `read_image`, as far as a header can tell: damage among the pixels and values out
+    of range show in decoding only.
+    """
+    allowed = Limits.from_environment() if limits is None else limits
+    with _named(path), _opened(path, allowed) as (file, size):
+        layout = _checked_layout(file, size, allowed)
+    turned = layout.orientation >= 5
+    return ImageHeader(
+        width=layout.height if turned else layout.width,
+        height=layout.width if turned else layout.height,
+        format=layout.format,
+        channels=layout.channels,
+        bits=layout.bits,
+        frames=layout.frames,
+    )
+
+
+def _decode(path: str | PathLike[str], limits: Limits | None) -> tuple[Layout, NDArray[Any]]:
+    """(H, W) or (H, W, 3) samples, upright, in the file's own depth: uint8, uint16 or float32."""
+    allowed = Limits.from_environment() if limits is None else limits
+    with _opened(path, allowed) as (file, size):
+        layout = _checked_layout(file, size, allowed)
+        file.seek(0)
+        content = file.read(size)
+    if len(content) != size:
+        raise damaged(f"it had {size:,} bytes when it was opened and now has {len(content):,}")
+    check_content(content, layout)
+    return layout, _upright(decode(content, layout), layout.orientation)
+
+
+@contextlib.contextmanager
+def _named(path: str | PathLike[str]) -> Iterator[None]:
+    """Turn what is raised inside into an `ImageError` that begins with the file's name."""
+    name = os.fsdecode(path)
+    # Names may hold line breaks, or bytes that are no text at all.
+    name = name if name.isprintable() else repr(name)[1:-1]
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            _check_header(path, image, max_pixels)
-            low_mode = _LOW_BYTE_MODE.get(_raw_mode(image))
-            samples = _samples(path, image)
-        if low_mode is not None:
-            with Image.open(path, formats=_FORMATS) as image:
-                _set_raw_mode(image, low_mode)
-                samples = samples.astype(np.uint16) << 8 | _samples(path, image)
-        return samples
-    except ImageError:
-        raise
+        yield
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such image file") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from error
-    except UnidentifiedImageError as error:
-        found = "an empty file" if path.stat().st_size == 0 else "something else"
         raise ImageError(
-            f"{path}: expected a PNG, JPEG, BMP, TIFF or WebP image, found {found}; "
-            "convert the file or remove it"
+            f"{name}: no such image file; it was moved or removed, or its name is wrong"
         ) from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: too large to decode: {error}") from error
-    except _DECODE_ERRORS as error:
+    except OSError as error:
         raise ImageError(
-            f"{path}: cannot be read as an image ({error}); "
-            "if the file is truncated or damaged, copy it again or remove it"
+            f"{name}: cannot be opened or read ({error.strerror or error}); check the file and "
+            "the right to read it"
+        ) from error
+    except MemoryError as error:
+        raise ImageError(
+            f"{name}: does not fit into memory; free some, or make the image smaller"
         ) from error
 
 
-def _check_header(path: Path, image: ImageFile.ImageFile, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{path}: {width} x {height} pixels exceed the limit of {max_pixels:,}; "
-            "resize the image or pass a larger max_pixels"
-        )
-    # An MPO file is a camera's JPEG followed by previews: its first frame is the picture.
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise ImageError(
-            f"{path}: holds {frames} frames or pages, expected one; save each as its own file"
-        )
+@contextlib.contextmanager
+def _opened(path: str | PathLike[str], limits: Limits) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file and give its size. Anything else could wait or count for ever."""
+    try:
+        status = os.stat(path)
+    except ValueError as error:
+        raise ImageError(f"no file can have this name ({error}); correct it") from error
+    _require_regular(status)
+    # Again behind the opening, which must not wait if a pipe has taken the file's place meanwhile.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        _require_regular(status)
+        if status.st_size > limits.bytes:
+            raise ImageError(
+                f"{status.st_size:,} bytes exceed the limit of {limits.bytes:,}; make the file "
+                f"smaller, set {_MAX_BYTES} or pass larger limits"
+            )
+        yield file, status.st_size
 
 
-def _samples(path: Path, image: ImageFile.ImageFile) -> NDArray[Any]:
-    """Decode, drop alpha and turn upright."""
-    image.load()
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    if image.mode in _GREY16_MODES:
-        samples = np.array(image, dtype=np.uint16)
-        if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0:
-            # Photometric "white is zero", which Pillow honours in 8 bits only.
-            samples = 65535 - samples
-    elif image.mode == "I":
-        samples = _from_int32(path, np.asarray(image))
-    elif image.mode in ("F", "L", "RGB"):
-        samples = np.array(image)
-    elif image.mode == "1":
-        samples = np.array(image.convert("L"))
-    elif image.mode in _COLOUR_MODES:
-        # Pillow warns about transparency given as bytes; alpha is dropped here anyway.
-        image.info.pop("transparency", None)
-        straight = {"RGBa": "RGBA", "La": "LA"}.get(image.mode)
-        unmultiplied = image.convert(straight) if straight else image
-        samples = np.array(unmultiplied.convert("RGB"))
-    else:
-        raise ImageError(
-            f"{path}: pixels of kind {image.mode!r} are not supported; save as RGB or grey"
-        )
-    return samples if orientation == 1 else _upright(samples, orientation)
+def _require_regular(status: os.stat_result) -> None:
+    if stat.S_ISREG(status.st_mode):
+        return
+    found = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+    raise ImageError(f"expected an image file, found {found}; name a file that holds an image")
 
 
-def _from_int32(path: Path, samples: NDArray[np.int32]) -> NDArray[np.uint16]:
-    low, high = int(samples.min()), int(samples.max())
-    if low < 0 or high > 65535:
+def _checked_layout(file: BinaryIO, size: int, limits: Limits) -> Layout:
+    layout = read_layout(file, size)
+    if not (layout.width and layout.height):
+        raise damaged(f"an image of {layout.width} x {layout.height} pixels")
+    if layout.width * layout.height > limits.pixels:
         raise ImageError(
-            f"{path}: integer pixels must lie in [0, 65535], found {low} to {high}; "
-            "save the image as 8 or 16 bits without sign"
+            f"{layout.width} x {layout.height} pixels exceed the limit of {limits.pixels:,}; "
+            f"resize the image, set {_MAX_PIXELS} or pass larger limits"
         )
-    return samples.astype(np.uint16)
+    if layout.frames > 1:
+        raise ImageError(
+            f"holds {layout.frames} frames or pages, expected one; save each as its own file"
+        )
+    return layout
 
 
 def _upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Apply the EXIF orientation, 1 to 8; other values mean nothing and are ignored."""
+    """Apply the EXIF orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
         samples = samples.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -204,21 +282,6 @@ def _upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation in (3, 4, 7, 8):
         samples = samples[::-1]
     return np.ascontiguousarray(samples)
-
-
-def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """The sample layout in the file, such as "RGB;16B"; "" when Pillow does not say."""
-    arguments = image.tile[0].args if image.tile else None
-    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return first if isinstance(first, str) else ""
-
-
-def _set_raw_mode(image: ImageFile.ImageFile, raw_mode: str) -> None:
-    tiles = []
-    for tile in image.tile:
-        rest = tile.args[1:] if isinstance(tile.args, tuple) else None
-        tiles.append(tile._replace(args=raw_mode if rest is None else (raw_mode, *rest)))
-    image.tile = tiles
 
 
 @functools.cache
@@ -232,7 +295,7 @@ def resize_image(rgb: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.ui
 
     An image that has the size already is returned as it is, not copied.
     """
-    _require_rgb(rgb)
+    require_rgb(rgb)
     if rgb.shape[:2] == size:
         return rgb
     height, width = size
@@ -251,61 +314,6 @@ def resize_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np
         return values
     height, width = size
     return np.array(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def colour_map(values: ArrayLike, low: float, high: float) -> NDArray[np.uint8]:
-    """Colour (H, W) finite values as (H, W, 3) uint8: black at or below `low`, pale yellow at or
-    above `high`, lightness rising between (our own table of 256 colours).
-
-    Raises `ValueError` when `values` are not finite or `low` is not below `high`.
-    """
-    colours: NDArray[np.uint8] = np.take(_heat_table(), _levels(values, low, high), axis=0)
-    return colours
-
-
-def overlay(
-    rgb: NDArray[np.uint8], values: ArrayLike, low: float, high: float, opacity: float = 0.5
-) -> NDArray[np.uint8]:
-    """Lay the heat of (H, W) `values` over (H, W, 3) uint8 RGB; returns a new image.
-
-    Nothing is drawn at or below `low`. Above it the heat's opacity grows, fast at first, up to
-    `opacity` (0 to 1) at `high`: an image without anomaly stays as it is.
-    """
-    _require_rgb(rgb)
-    levels = _levels(values, low, high)
-    if levels.shape != rgb.shape[:2]:
-        raise ValueError(f"values: expected {rgb.shape[:2]} as the image, got {levels.shape}")
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
-    # Fixed point with 8 bits: result = (image * (256 - weight) + heat * weight) / 256.
-    weight = np.rint((np.arange(256) / 255) ** 0.7 * (256 * opacity)).astype(np.uint16)
-    heat = _heat_table().astype(np.uint16) * weight[:, None] + 128
-    mixed = rgb * np.take(256 - weight, levels)[:, :, None] + np.take(heat, levels, axis=0)
-    return np.asarray(mixed >> 8, np.uint8)
-
-
-def outline(
-    rgb: NDArray[np.uint8],
-    mask: NDArray[np.bool_],
-    *,
-    colour: tuple[int, int, int] = (0, 255, 160),
-    width: int | None = None,
-) -> NDArray[np.uint8]:
-    """Draw the contour of an (H, W) bool mask on a copy of (H, W, 3) uint8 RGB.
-
-    The line runs along the mask's edge, `width` pixels to each side (default: 1 for every 256
-    pixels of the shorter side, at least 1); a mask that meets the image's border is closed there.
-    """
-    _require_rgb(rgb)
-    if mask.shape != rgb.shape[:2] or mask.dtype != np.bool_:
-        raise ValueError(f"mask: expected {rgb.shape[:2]} bool, got {mask.shape} {mask.dtype}")
-    steps = max(1, round(min(mask.shape) / 256)) if width is None else width
-    grown, kept = mask, mask
-    for _ in range(steps):
-        grown, kept = _dilate(grown), ~_dilate(np.pad(~kept, 1, constant_values=True))[1:-1, 1:-1]
-    drawn = rgb.copy()
-    drawn[grown & ~kept] = colour
-    return drawn
 
 
 def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
@@ -327,42 +335,3 @@ def _pillow(pixels: NDArray[np.uint8]) -> Image.Image:
             f"pixels: expected (H, W, 3) or (H, W) uint8, got {pixels.shape} {pixels.dtype}"
         )
     return Image.fromarray(pixels)
-
-
-def _require_rgb(rgb: NDArray[np.uint8]) -> None:
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
-        raise ValueError(f"rgb: expected (H, W, 3) uint8, got {rgb.shape} {rgb.dtype}")
-
-
-def _levels(values: ArrayLike, low: float, high: float) -> NDArray[np.uint8]:
-    """(H, W) values -> 0 at `low` to 255 at `high`, clipped and rounded."""
-    array = np.asarray(values)
-    low, high = float(low), float(high)
-    if array.ndim != 2:
-        raise ValueError(f"values: expected (H, W), got {array.shape}")
-    if not (low < high and np.isfinite(high - low)):
-        raise ValueError(f"low and high: expected finite low < high, got {low} and {high}")
-    if not np.isfinite(array).all():
-        raise ValueError("values: expected finite numbers, found NaN or infinity")
-    scaled = (np.clip(array, low, high) - low) * (255 / (high - low))
-    return np.asarray(np.rint(scaled), np.uint8)
-
-
-@functools.cache
-def _heat_table() -> NDArray[np.uint8]:
-    """(256, 3) uint8: `_HEAT_POINTS` interpolated."""
-    points = np.array(_HEAT_POINTS, np.float64)
-    positions = np.linspace(0, 255, len(points))
-    levels = np.arange(256)
-    channels = [np.interp(levels, positions, points[:, channel]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
-
-
-def _dilate(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Grow by one pixel, 4-neighbours."""
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    grown[:, 1:] |= mask[:, :-1]
-    grown[:, :-1] |= mask[:, 1:]
-    return grown
