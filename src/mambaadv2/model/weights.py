@@ -12,6 +12,7 @@ import importlib.util
 import threading
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,25 @@ def find_weights(name: str, path: Path | None = None) -> WeightsFile:
     return _packaged(name) if name in _PACKAGES else _hub(name)
 
 
+def cached_weights(name: str) -> Path | None:
+    """Return the file of the hub model `name` in the hub's local cache; no network, None if none.
+
+    Raises `WeightsError` for a name that timm has no weights for.
+    """
+    return _cached(*_hub_place(name))
+
+
+def hub_refusal(name: str) -> str | None:
+    """Ask the hub once whether it answers for the model `name`: why not, or None if it does.
+
+    Takes at most twice `CONNECT_SECONDS`. Raises `WeightsError` as `cached_weights` does.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    repository, revision, names = _hub_place(name)
+    return _unreachable(huggingface_hub.hf_hub_url(repository, names[0], revision=revision))
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file, by name, on the CPU.
 
@@ -178,6 +198,14 @@ def _packaged(name: str) -> WeightsFile:
 
 
 def _hub(name: str) -> WeightsFile:
+    place = _hub_place(name)
+    path = _cached(*place) or _download(name, *place)
+    config = timm.get_pretrained_cfg(name)
+    return WeightsFile(path=path, source="hub", licence=(config and config.license) or None)
+
+
+def _hub_place(name: str) -> tuple[str, str | None, tuple[str, ...]]:
+    """Repository, revision and possible file names of a model on timm's hub."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise WeightsError(
@@ -186,10 +214,7 @@ def _hub(name: str) -> WeightsFile:
         )
     repository, _, revision = config.hf_hub_id.partition("@")
     names = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
-    path = _cached(repository, revision or None, names)
-    if path is None:
-        path = _download(name, repository, revision or None, names)
-    return WeightsFile(path=path, source="hub", licence=config.license or None)
+    return repository, revision or None, names
 
 
 def _cached(repository: str, revision: str | None, names: tuple[str, ...]) -> Path | None:
@@ -264,7 +289,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pytorch(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # That a file's pickle protocol is unusual: what it holds is judged here.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise WeightsError(
             f"weights {path}: damaged, or it holds pickled objects, which could run code when read "

@@ -1,0 +1,399 @@
+"""MODEL_CARD.md: what a trained model is, what it rests on, and where it ends, for people.
+
+Made from the run's own JSON files alone, so that it says what the model says. It names no machine,
+no person and no path. What an older run does not tell is "not recorded", never guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mambaadv2.calibrate import FALSE_ALARM_RATE
+from mambaadv2.errors import CheckpointError
+from mambaadv2.files import write_atomically
+
+MODEL_CARD = "MODEL_CARD.md"
+CONFIDENCE = 0.95  # of the bound on the rate of false alarms
+
+UNKNOWN = "not recorded"
+_STRIDES = (32, 16, 8, 4)  # of the stages in `dims`; all but the first are compared
+_METRICS = {
+    "image_auroc": "I-AUROC",
+    "image_ap": "I-AP",
+    "image_f1max": "I-F1max",
+    "pixel_auroc": "P-AUROC",
+    "pixel_ap": "P-AP",
+    "pixel_f1max": "P-F1max",
+    "pixel_aupro": "P-AUPRO",
+    "mad": "mAD",
+}
+_ENVIRONMENT = {
+    "mambaadv2": "mambaadv2",
+    "python": "Python",
+    "torch": "torch",
+    "system": "system",
+    "processor": "processor",
+    "cpu_capability": "vector instructions",
+    "threads": "threads",
+    "gpu": "GPU",
+}
+_PLAIN = re.compile(r"(?!www\b)[A-Za-z0-9]+(?:[_.+ -][A-Za-z0-9]+)*", re.IGNORECASE)
+
+
+def write_model_card(folder: Path) -> None:
+    """Write or replace `MODEL_CARD.md` of a run folder, in one step.
+
+    Reads `model.json`, `data.json`, `environment.json` and, where the run was measured,
+    `evaluation.json`; only the first must be there. Raises `CheckpointError` when that one cannot
+    be read, and `OSError` when the folder cannot be written to.
+    """
+    model = _read(folder / "model.json")
+    if not model:
+        raise CheckpointError(
+            f"{folder / 'model.json'}: expected a JSON object, for the model card"
+        )
+    data, environment = _read(folder / "data.json"), _read(folder / "environment.json")
+    evaluation = _read(folder / "evaluation.json")
+    sections = (
+        _opening(model),
+        _classes(model, data),
+        _measured(evaluation, model),
+        _architecture(model),
+        _limits(model),
+        _making(model, data, environment),
+        _use(),
+        _hashes(folder, model),
+    )
+    lines = [line for section in sections for line in (*section, "")]
+    write_atomically(folder / MODEL_CARD, "\n".join(lines).encode())
+
+
+def escape(text: object) -> str:
+    r"""Text that Markdown shows as it is, in a line or a table's cell, whatever it holds.
+
+    Characters that cannot be seen, line ends among them, are shown as their code in Python, and so
+    is the backslash: no two texts are shown alike.
+
+    >>> escape("screw_a"), escape("a|b"), escape("two\nlines")
+    ('screw_a', 'a\\|b', 'two\\\\nlines')
+    """
+    # What is unseen or turns the direction of writing: controls, formats, separators, surrogates.
+    seen = "".join(
+        c if c == " " or (unicodedata.category(c)[0] not in "CZ" and c != "\\") else ascii(c)[1:-1]
+        for c in str(text)
+    )
+    seen = re.sub(r"^ | $|(?<= ) ", r"\\x20", seen)  # spaces that Markdown would drop
+    return seen if _PLAIN.fullmatch(seen) else re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", seen)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _at(content: object, *names: str) -> Any:
+    """A value deep in parsed JSON, None where the way does not go on."""
+    for name in names:
+        content = content.get(name) if isinstance(content, Mapping) else None
+    return content
+
+
+def _known(value: object) -> str:
+    return UNKNOWN if value is None else escape(value)
+
+
+def _names(model: Mapping[str, Any]) -> list[str]:
+    names = model.get("classes")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _number(value: Any, digits: str, times: float = 1) -> str:
+    return f"{value * times:{digits}}" if _are_numbers(value) else UNKNOWN
+
+
+def _are_numbers(*values: object) -> bool:
+    return all(type(value) in (int, float) for value in values)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _opening(model: Mapping[str, Any]) -> Iterator[str]:
+    names = _names(model)
+    shown = ", ".join(map(escape, names[:10])) + (", ..." if len(names) > 10 else "")
+    classes = "1 class" if len(names) == 1 else f"{len(names)} classes"
+    yield f"# Model card: defects in {classes}"
+    yield ""
+    yield (
+        f"A model that finds defects in images of {shown}, written by mambaadv2 "
+        f"{_known(_at(model, 'training', 'version'))}. It has seen good images only and marks what "
+        "differs from them."
+    )
+    yield ""
+    yield (
+        "**For**: pointing people to images and places that deserve a look, where images are taken "
+        "as the training images were: same product, view, light and camera."
+    )
+    yield ""
+    yield (
+        "**Not for**: decisions that nobody checks and that can hurt people; classes that are not "
+        "in the list below; naming the kind of a defect; images taken in another way than the "
+        "training images, which may all be flagged, or none."
+    )
+
+
+def _classes(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Classes and thresholds"
+    yield ""
+    rows = []
+    for name in _names(model):
+        held = _at(model, "calibration_images", name)
+        scores = _at(model, "calibration_scores", name)
+        threshold = _at(model, "thresholds", name)
+        scored = isinstance(scores, list) and len(scores) > 0 and _are_numbers(*scores, threshold)
+        over = str(sum(score > threshold for score in scores)) if scored else UNKNOWN
+        rows.append(
+            [
+                escape(name),
+                _known(_at(model, "training", "images", name)),
+                _known(held),
+                _number(threshold, ".6g"),
+                over,
+                _bound(held),
+            ]
+        )
+    head = ["class", "images learned from", "held out", "threshold", "held out above it"]
+    yield from _table([*head, "what no false alarm among them would allow"], rows)
+    yield ""
+    yield (
+        "A threshold is in raw score units of its class and comes from the held-out good images "
+        f"alone. It aims at flagging {100 * FALSE_ALARM_RATE:g} % of good images, if their scores "
+        "are roughly normal; that is a wish and no guarantee. What so few images can show at best "
+        f"is in the last column: the true rate of false alarms that is still possible, with "
+        f"{100 * CONFIDENCE:g} % confidence, when none of as many fresh good images is flagged."
+    )
+    skipped = _at(data, "skipped")
+    count = len(skipped) if isinstance(skipped, list) else _at(model, "training", "skipped")
+    if count:
+        yield ""
+        yield f"Files left out because they could not be used: {escape(count)}, see data.json."
+
+
+def _bound(images: object) -> str:
+    """Largest rate at which no false alarm among so many images is likely enough."""
+    if type(images) is not int or images < 1:
+        return UNKNOWN
+    return f"{100 * (1 - (1 - CONFIDENCE) ** (1 / images)):.1f} %"
+
+
+def _measured(evaluation: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Measured"
+    yield ""
+    classes, weights = evaluation.get("classes"), model.get("weights_sha256")
+    others = evaluation.get("weights_sha256", weights) != weights
+    if others or not isinstance(classes, dict):
+        yield "Not measured yet. With labelled test images: `mambaadv2 evaluate RUN DATA`"
+        if others:
+            yield ""
+            yield "The numbers in `evaluation.json` are another model's, by its hash."
+        return
+    rows = [
+        [
+            escape(name),
+            *(_percent(_at(numbers, metric)) for metric in _METRICS),
+            _known(_at(numbers, "n_good")),
+            _known(_at(numbers, "n_defect")),
+        ]
+        for name, numbers in classes.items()
+    ]
+    mean = [_percent(_at(evaluation, "mean", metric)) for metric in _METRICS]
+    rows.append(["**mean**", *mean, *(_sum(classes, count) for count in ("n_good", "n_defect"))])
+    yield from _table(["class", *_METRICS.values(), "good", "defect"], rows)
+    yield ""
+    yield (
+        f"In percent, protocol {_known(evaluation.get('protocol'))} of mambaadv2: maps and masks "
+        "are compared in the image's own size, exactly over all thresholds, then averaged over "
+        "classes. A dash is a value that these images do not define. Measured: "
+        f"{_time(evaluation.get('time_utc'))}, on images with the fingerprint (SHA-256 over their "
+        f"names and content) {_known(evaluation.get('data_sha256'))}."
+    )
+    notes = evaluation.get("notes")
+    if isinstance(notes, dict) and notes:
+        yield ""
+        for name, texts in notes.items():
+            for text in texts if isinstance(texts, list) else [texts]:
+                yield f"- {escape(name)}: {escape(text)}"
+    skipped = evaluation.get("skipped")
+    if isinstance(skipped, list) and skipped:
+        yield ""
+        yield f"Test files that could not be used and were left out: {len(skipped)}."
+
+
+def _time(value: object) -> str:
+    known = isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d", value)
+    return f"{known[0].replace('T', ' ')} UTC" if known else _known(value)
+
+
+def _percent(value: Any) -> str:
+    return "–" if value is None else _number(value, ".1f", 100)
+
+
+def _sum(classes: Mapping[str, Any], name: str) -> str:
+    counts = [_at(numbers, name) for numbers in classes.values()]
+    return str(sum(counts)) if all(type(count) is int for count in counts) else UNKNOWN
+
+
+def _architecture(model: Mapping[str, Any]) -> Iterator[str]:
+    config, encoder = _at(model, "model"), _at(model, "encoder")
+    yield "## Architecture"
+    yield ""
+    yield (
+        "MambaADv2: a frozen pre-trained encoder and a decoder of state-space blocks that rebuilds "
+        "its features; what the decoder cannot rebuild is the anomaly."
+    )
+    yield ""
+    rows = [
+        ["encoder", _known(_at(encoder, "name"))],
+        ["its licence, as its publisher states it", _known(_at(encoder, "licence"))],
+        ["where its weights came from", _known(_at(encoder, "source"))],
+        ["their file", _known(_at(encoder, "file"))],
+        ["SHA-256 of that file", _known(_at(encoder, "sha256"))],
+        ["input, height x width in pixels", _size(_at(config, "image_size"))],
+        ["channels of the decoder's stages", _listed(_at(config, "dims"))],
+        ["scan directions of the stages", _listed(_at(config, "directions"))],
+        ["score", _known(_at(config, "score"))],
+    ]
+    yield from _table(["", ""], rows)
+    yield ""
+    yield "Every field is in `model.json`. The encoder's weights are in `model.safetensors` too."
+
+
+def _size(value: Any) -> str:
+    return f"{value[0]} x {value[1]}" if _whole_pair(value) else UNKNOWN
+
+
+def _whole_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(side) is int for side in value)
+
+
+def _listed(value: object) -> str:
+    return ", ".join(escape(item) for item in value) if isinstance(value, list) else UNKNOWN
+
+
+def _limits(model: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Limits"
+    yield ""
+    size, dims = _at(model, "model", "image_size"), _at(model, "model", "dims")
+    if _whole_pair(size) and isinstance(dims, list) and len(dims) in (3, 4):
+        cell = _STRIDES[len(dims) - 1]
+        yield (
+            f"- Small defects: an image is resized to {size[0]} x {size[1]} pixels, and the finest "
+            f"features compared cover {cell} x {cell} of those, 1/{size[0] // cell} of the height "
+            f"by 1/{size[1] // cell} of the width. What is much smaller than that is easily lost."
+        )
+    yield (
+        "- Classes it was not trained on: it says the nearest class it knows and never that it "
+        "knows none."
+    )
+    held = [_at(model, "calibration_images", name) for name in _names(model)]
+    few = [n for n, count in zip(_names(model), held, strict=True) if _is_few(count)]
+    if few:
+        yield (
+            "- Thresholds that rest on fewer than ten held-out images, to be checked on fresh good "
+            f"images before they decide anything: {', '.join(map(escape, few))}."
+        )
+    yield (
+        "- Changes of camera, light, position or supplier look like defects. After a change, "
+        "train again with images from after it."
+    )
+    yield "- Defects in the training images are learned as normal."
+    yield "- The threshold says nothing about which defects are found; only a measurement does."
+
+
+def _is_few(count: object) -> bool:
+    return type(count) is int and count < 10
+
+
+def _making(
+    model: Mapping[str, Any], data: Mapping[str, Any], environment: Mapping[str, Any]
+) -> Iterator[str]:
+    training = _at(model, "training")
+    yield "## How it was made"
+    yield ""
+    learned = _at(training, "images")
+    images = _sum({"": {"n": sum(learned.values())}}, "n") if _counts(learned) else UNKNOWN
+    rows = [
+        ["images learned from", images],
+        ["fingerprint of all training and held-out images", _known(_at(training, "data_sha256"))],
+        ["steps", _known(_at(training, "steps"))],
+        ["seconds, everything included", _known(_at(training, "seconds"))],
+        ["seed", _known(_at(training, "seed"))],
+    ]
+    for key, label in _ENVIRONMENT.items():
+        value = environment.get(key)
+        rows.append(
+            [label, "none" if key == "gpu" and value is None and environment else _known(value)]
+        )
+    yield from _table(["", ""], rows)
+    if data:
+        yield ""
+        yield "`data.json` names every image and its SHA-256, `config.json` every setting."
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, dict) and all(type(count) is int for count in value.values())
+
+
+def _use() -> Iterator[str]:
+    yield "## How to use it"
+    yield ""
+    yield "With this folder as RUN, and nothing else from the machine that made it:"
+    yield ""
+    yield "```"
+    yield "mambaadv2 predict RUN IMAGES --out RESULTS"
+    yield "mambaadv2 evaluate RUN DATA"
+    yield "```"
+    yield ""
+    yield "```python"
+    yield "from mambaadv2 import load"
+    yield "from mambaadv2.image import read_image"
+    yield ""
+    yield '[prediction] = load("RUN").predict([read_image("IMAGE")])'
+    yield "prediction.score, prediction.threshold, prediction.defect, prediction.class_name"
+    yield "```"
+
+
+def _hashes(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Is this the model?"
+    yield ""
+    yield (
+        "Loading checks that `model.safetensors` is the file that `model.json` describes. To check "
+        "all of it by hand, in this folder:"
+    )
+    yield ""
+    yield "```"
+    yield "sha256sum --check <<'END'"
+    weights = model.get("weights_sha256")
+    if isinstance(weights, str) and re.fullmatch(r"[0-9a-f]{64}", weights):
+        yield f"{weights}  model.safetensors"
+    for name in ("model.json", "data.json"):
+        try:
+            yield f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}"
+        except OSError:
+            continue
+    yield "END"
+    yield "```"
