@@ -47,7 +47,8 @@ from mambaadv2.model.config import ModelConfig
 from mambaadv2.model.encoder import FrozenEncoder, build_encoder
 from mambaadv2.model.network import Network
 from mambaadv2.model.presets import preset_config
-from mambaadv2.train import PRESET_TRAINING, set_start, split_class
+from mambaadv2.prepare import set_start, split_class
+from mambaadv2.train import PRESET_TRAINING
 
 PRESET = "lite"
 LOSS_SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -49,6 +50,7 @@ CARD = ModelCard(
     classes=("bolt", "nut"),
     thresholds={"bolt": 1.25, "nut": 0.1 + 0.2},
     calibration_images={"bolt": 4, "nut": 7},
+    calibration_scores={"bolt": (0.1 + 0.2, 0.5), "nut": ()},
     colour_scale=(0.8, 2.0),
     training={"steps": 3},
 )
@@ -201,10 +203,33 @@ def test_a_pickle_in_place_of_the_weights_never_runs(run: Path, tmp_path: Path) 
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None])
-def test_another_schema_version_is_refused(run: Path, version: object) -> None:
+@pytest.mark.parametrize("version", [0, -1, "1", 1.0, True, None])
+def test_what_is_no_schema_version_is_refused(run: Path, version: object) -> None:
     edit(run, lambda content: content.update(schema_version=version))
-    refused(run, "model.json", f"schema version {version!r}, this package reads 1")
+    refused(run, "model.json", f"schema version {version!r}, expected a whole number from 1 to 2")
+
+
+def test_a_file_from_the_future_is_refused(run: Path) -> None:
+    edit(run, lambda content: content.update(schema_version=3, news=1))
+    refused(run, "model.json", "version 3, this package reads up to 2; .*upgrade this one")
+
+
+def test_a_run_of_schema_1_is_read(saved: Saved, run: Path) -> None:
+    # As the release before schema 2 wrote it, for a model of the same configuration.
+    old = json.loads((Path(__file__).parent / "fixtures/model-schema-1.json").read_text())
+    old["weights_sha256"] = read_card(run)[1]
+    (run / "model.json").write_text(json.dumps(old))
+    network, scorer, card = load_run(run, CPU)
+    scores = {"bolt": (), "nut": ()}
+    assert card == dataclasses.replace(CARD, calibration_scores=scores)
+    maps, _ = predict.Predictor(network, scorer, card, CPU).predict_tensor(images())
+    assert torch.equal(maps, saved.maps(images())[0])
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_a_broken_file_of_schema_1_is_refused(run: Path, classes: object) -> None:
+    edit(run, lambda content: content.update(schema_version=1, classes=classes))
+    refused(run, "model.json", "missing or unknown field")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"model"', "\udcff"])
@@ -215,7 +240,7 @@ def test_what_is_no_json_object_is_refused(run: Path, text: str) -> None:
 
 FIELDS = [
     *["weights_sha256", "model", "encoder", "classes", "thresholds", "calibration_images"],
-    *["colour_scale"],
+    *["calibration_scores", "colour_scale"],
 ]
 
 

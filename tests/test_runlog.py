@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mambaadv2 import __version__
-from mambaadv2.runlog import RunLog, environment
+from mambaadv2.runlog import RunLog, environment, settings_of
 
 FIELDS = {
     *["epoch", "step", "loss", "loss_terms", "lr", "grad_norm", "images_per_second", "seconds"],
@@ -50,7 +50,7 @@ def _without_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def new_log(folder: Path, *, progress: bool = False) -> RunLog:
-    return RunLog(folder, progress=progress, settings={"training": Settings()})
+    return RunLog(folder, progress=progress, settings=settings_of(training=Settings()))
 
 
 def record(log: RunLog, epoch: int, step: int, loss: float, done: float = 0.5) -> None:
@@ -168,7 +168,8 @@ def test_tensorboard_gets_the_same_numbers_where_it_is_installed(
 ) -> None:
     boards: list[Board] = []
 
-    def writer(folder: str) -> Board:
+    def writer(folder: str, purge_step: int | None) -> Board:
+        assert purge_step is None
         boards.append(Board(folder))
         return boards[-1]
 
@@ -182,3 +183,53 @@ def test_tensorboard_gets_the_same_numbers_where_it_is_installed(
     assert ("loss", 3.0, 7) in board.scalars
     assert {name for name, _, _ in board.scalars} < FIELDS
     assert board.closed
+
+
+def test_a_resumed_log_goes_on_in_the_middle_of_an_epoch(tmp_path: Path, clock: Clock) -> None:
+    def run(folder: Path, *, interrupted: bool) -> list[dict[str, Any]]:
+        folder.mkdir()
+        log = new_log(folder)
+        log.begin()
+        for step, epoch in enumerate([1, 1, 2, 2, 3], start=1):
+            clock.now += step
+            record(log, epoch, step, step / 3, done=step / 5)
+            if interrupted and step == 3:
+                facts = json.loads(json.dumps(log.facts()))
+                clock.now += 5
+                record(log, 2, 4, 99.0)  # done again after the snapshot
+                log.__exit__(RuntimeError, RuntimeError("killed"), None)
+                clock.now += 1000  # the machine is off
+                settings = settings_of(training=Settings())
+                log = RunLog(folder, progress=False, settings=settings, resumed=facts)
+                log.begin()
+        log.__exit__(None, None, None)
+        return lines(folder)
+
+    whole = run(tmp_path / "whole", interrupted=False)
+    assert run(tmp_path / "resumed", interrupted=True) == whole
+    curves = [(tmp_path / name / "loss.svg").read_text() for name in ("whole", "resumed")]
+    assert curves[0] == curves[1]
+
+
+def test_lines_that_a_power_cut_tore_are_cut_off(tmp_path: Path) -> None:
+    with new_log(tmp_path) as log:
+        log.begin()
+        for epoch in (1, 2, 3):
+            record(log, epoch, epoch, 1.0)
+        facts = log.facts()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[: facts["bytes"] - 5])
+    with RunLog(tmp_path, progress=False, settings={}, resumed=facts) as log:
+        record(log, 4, 4, 1.0)
+    assert [line["epoch"] for line in lines(tmp_path)] == [1, 3, 4]
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with new_log(tmp_path) as log:
+        log.begin()
+        for epoch in (1, 2, 3):
+            record(log, epoch, epoch, 1.0)
+        with pytest.raises(OSError, match="No space"):
+            log.facts()
+    assert (tmp_path / "loss.svg").exists()

@@ -22,10 +22,10 @@ from mambaadv2 import __version__, train
 from mambaadv2.checkpoint import read_card
 from mambaadv2.data.features import CacheMode, Source
 from mambaadv2.errors import (
+    BadFilesError,
     CheckpointError,
     ConfigError,
     DataError,
-    ImageError,
     TrainingError,
     WeightsError,
 )
@@ -100,10 +100,10 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics(run)]
 
 
-def test_a_run_folder_holds_six_files(run: Path) -> None:
+def test_a_run_folder_holds_eight_files(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
-        *["model.safetensors", "model.json", "metrics.jsonl", "config.json"],
-        *["environment.json", "loss.svg"],
+        *["model.safetensors", "model.json", "MODEL_CARD.md", "metrics.jsonl", "loss.svg"],
+        *["config.json", "data.json", "environment.json"],
     }
     ElementTree.fromstring((run / "loss.svg").read_text(encoding="utf-8"))
 
@@ -141,7 +141,8 @@ def test_the_card_tells_what_was_learned(run: Path, data: Path) -> None:
     assert (card.training["steps"], card.training["seed"]) == (4, 0)
     assert card.training["version"] == __version__
     assert len(card.training["data_sha256"]) == 64
-    for name in ("model.json", "config.json", "environment.json"):
+    assert [len(card.calibration_scores[name]) for name in CLASSES] == [2, 2]
+    for name in ("model.json", "config.json", "environment.json", "data.json", "MODEL_CARD.md"):
         assert str(data) not in (run / name).read_text(encoding="utf-8")
 
 
@@ -244,10 +245,10 @@ def test_features_on_disk_are_used_again_while_they_fit(
 def test_a_cache_that_does_not_fit_is_refused_before_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mambaadv2.data.features._free_memory", lambda: 1000.0)
+    monkeypatch.setattr("mambaadv2.data.features.free_memory", lambda: 1000.0)
     with pytest.raises(ConfigError, match=r"cache: .* 40 % of free memory"):
-        quiet(data, tmp_path, config=dataclasses.replace(CONFIG, cache="memory"))
-    assert metrics(tmp_path) == []
+        quiet(data, tmp_path / "run", config=dataclasses.replace(CONFIG, cache="memory"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_people_are_told_where_features_go_and_when_it_is_done(
@@ -337,6 +338,7 @@ def test_a_budget_of_minutes_is_held(
     # Calibration is a fifth of the time: a budget that forgot it would be missed.
     # By its full name: `mambaadv2.train` is the function.
     monkeypatch.setattr(sys.modules["mambaadv2.train"], "fit_on_heldout", slow_calibration)
+    monkeypatch.setattr("mambaadv2.prepare.fit_on_heldout", slow_calibration)
     minutes = 0.1
     config = TrainConfig(minutes=minutes, batch_size=4, device="cpu", cache=cache)
     start = time.monotonic()
@@ -436,13 +438,54 @@ def test_a_root_without_images_is_refused_before_anything_is_written(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("cache", ["memory", "off"])
-def test_an_unreadable_training_image_is_named(tmp_path: Path, cache: CacheMode) -> None:
-    write_class(tmp_path / "data", "disc")
-    (tmp_path / "data/disc/train/good/002.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"002\.png"):
-        quiet(tmp_path / "data", tmp_path / "run", config=dataclasses.replace(CONFIG, cache=cache))
-    assert not (tmp_path / "run" / "model.json").exists()
+def spoil(root: Path) -> None:
+    """A class with two files that are no images, and one with nothing else."""
+    for kind in CLASSES:
+        write_class(root, kind)
+    for name in ("disc/train/good/002.png", "disc/train/good/004.png"):
+        (root / name).write_bytes(b"no image")
+    for i in range(IMAGES):
+        (root / f"stripes/train/good/{i:03d}.png").write_bytes(b"")
+
+
+def test_every_file_that_cannot_be_used_is_named_before_any_work(tmp_path: Path) -> None:
+    spoil(tmp_path / "data")
+    with pytest.raises(BadFilesError) as caught:
+        quiet(tmp_path / "data", tmp_path / "run")
+    assert len(caught.value.problems) == 2 + IMAGES
+    for name in (
+        "disc/train/good/002.png",
+        "disc/train/good/004.png",
+        "stripes/train/good/005.png",
+    ):
+        assert name in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_cannot_be_used_are_skipped_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(tmp_path / "data")
+    config = dataclasses.replace(CONFIG, epochs=1)
+    train_model(tmp_path / "data", tmp_path / "run", MODEL, config, on_error="skip")
+    card, _ = read_card(tmp_path / "run")
+    assert card.classes == ("disc",)
+    told = capsys.readouterr().err
+    recorded = json.loads((tmp_path / "run" / "data.json").read_text())["skipped"]
+    assert card.training["skipped"] == len(recorded) == 2 + IMAGES + 1
+    assert f"{len(recorded)} files are left out" in told
+    assert [r["path"] for r in recorded][:2] == [
+        *["disc/train/good/002.png", "disc/train/good/004.png"]
+    ]
+    assert "expected a PNG" in recorded[0]["error"]
+    assert str(tmp_path) not in (tmp_path / "run" / "data.json").read_text()
+
+
+def test_a_diverged_run_leaves_nothing_to_resume(data: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=50, learning_rate=1e4, clip=1e30, save_seconds=1e-3)
+    with pytest.raises(TrainingError):
+        quiet(data, tmp_path, config=config)
+    assert not (tmp_path / "resume").exists()
 
 
 def test_minutes_that_are_too_few_are_said_and_training_goes_on(

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from torch import Tensor
 
 from mambaadv2.errors import CheckpointError, ConfigError
 from mambaadv2.files import write_atomically
+from mambaadv2.foreign import explain_foreign
 from mambaadv2.model.config import ModelConfig
 from mambaadv2.model.encoder import EncoderProvenance, build_encoder
 from mambaadv2.model.network import Network
 from mambaadv2.model.scoring import Scorer
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+MADE_OF_IT = ("evaluation.json", "MODEL_CARD.md")  # what is written beside a model and about it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +42,15 @@ class ModelCard:
     """Per class, raw score units."""
     calibration_images: Mapping[str, int]
     """Held-out normal images behind each threshold."""
+    calibration_scores: Mapping[str, tuple[float, ...]]
+    """Their raw scores; none for a class of a run that is older than schema 2."""
     colour_scale: tuple[float, float]
     """low and high of map / threshold in heat maps."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was made, for people: steps, seconds, data fingerprint, package version."""
 
     def __post_init__(self) -> None:
-        for name in ("thresholds", "calibration_images"):
+        for name in ("thresholds", "calibration_images", "calibration_scores"):
             if set(getattr(self, name)) != set(self.classes):
                 raise CheckpointError(
                     f"{name}: expected one entry per class {list(self.classes)}, "
@@ -85,7 +89,7 @@ def save_run(folder: Path, network: Network, scorer: Scorer, card: ModelCard) ->
 
 def remove_run(folder: Path) -> None:
     """Remove a run's model, description first, so that what remains is never taken for a run."""
-    for name in (DESCRIPTION, WEIGHTS):
+    for name in (DESCRIPTION, *MADE_OF_IT, WEIGHTS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -134,20 +138,17 @@ def read_card(folder: Path) -> tuple[ModelCard, str]:
     path = folder / DESCRIPTION
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
-            f"{folder}: expected a run folder written by 'mambaadv2 train', found no {DESCRIPTION}"
+            explain_foreign(folder)
+            or f"{folder}: expected a run folder written by 'mambaadv2 train', found no "
+            f"{DESCRIPTION}"
         ) from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-    version = raw.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path}: schema version {version!r}, this package reads {SCHEMA_VERSION}; "
-            "install the version of mambaadv2 that wrote it"
-        )
+    raw = _migrated(raw, path)
     try:
         expected_hash = str(raw.pop("weights_sha256"))
         model = raw.pop("model")
@@ -160,6 +161,10 @@ def read_card(folder: Path) -> tuple[ModelCard, str]:
             encoder=EncoderProvenance(**raw.pop("encoder")),
             classes=tuple(raw.pop("classes")),
             colour_scale=tuple(raw.pop("colour_scale")),
+            calibration_scores={
+                name: tuple(map(float, scores))
+                for name, scores in raw.pop("calibration_scores").items()
+            },
             **raw,
         )
     except CheckpointError as error:
@@ -167,6 +172,36 @@ def read_card(folder: Path) -> tuple[ModelCard, str]:
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path}: missing or unknown field ({error})") from error
     return card, expected_hash
+
+
+def _migrated(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The description in today's form, without its version."""
+    version = raw.pop("schema_version", None)
+    if type(version) is not int or version < 1:
+        raise CheckpointError(
+            f"{path}: schema version {version!r}, expected a whole number from 1 to "
+            f"{SCHEMA_VERSION}; this is not a model.json of mambaadv2"
+        )
+    if version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: schema version {version}, this package reads up to {SCHEMA_VERSION}; "
+            "it was written by a newer mambaadv2: upgrade this one"
+        )
+    try:
+        for step in range(version, SCHEMA_VERSION):
+            raw = _MIGRATIONS[step](raw)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: missing or unknown field ({error})") from error
+    return raw
+
+
+def _from_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 keeps the scores behind the thresholds; 1 kept their number only."""
+    return {**raw, "calibration_scores": dict.fromkeys(raw["classes"], ())}
+
+
+_MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+"""From the version to the next one."""
 
 
 def _read_weights(path: Path, expected_hash: str) -> dict[str, Tensor]:
@@ -193,7 +228,11 @@ def _load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], path: Pa
     own = module.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
-        raise CheckpointError(f"{path}: missing tensors {missing[:3]}, unknown tensors {extra[:3]}")
+        raise CheckpointError(
+            f"{path}: {len(missing)} missing tensors {missing[:3]}, {len(extra)} unknown tensors "
+            f"{extra[:3]}; {DESCRIPTION} describes another model, or a file was edited: take the "
+            "run folder as training wrote it"
+        )
     for name, tensor in tensors.items():
         if own[name].shape != tensor.shape:
             raise CheckpointError(

@@ -46,7 +46,7 @@ def remove_unfinished(folder: Path) -> None:
 
     Only for a folder that this process has locked: another's unfinished file looks the same.
     """
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(".*.[0-9]*.tmp"):
         path.unlink(missing_ok=True)
 
 

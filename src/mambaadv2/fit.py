@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
 from mambaadv2.data.features import CacheMode, Source
-from mambaadv2.errors import ConfigError, TrainingError
+from mambaadv2.errors import ConfigError, TrainingError, TrainingInterruptedError
 from mambaadv2.model.network import Network, reconstruction_loss
+from mambaadv2.signals import StopRequest
+from mambaadv2.snapshot import Snapshot, Snapshots, restore_training, training_tensors
 
 Shape = Literal["cosine", "step"]
 FINAL_SHARE = 0.01  # of the learning rate, at the end of a cosine
@@ -41,6 +43,10 @@ class StepPlan:
         """Share of the run that is done before `step` (counted from 0)."""
         return step / self.total
 
+    def facts(self) -> dict[str, float]:
+        """What a snapshot needs of the plan: nothing, it follows from the configuration."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class TimePlan:
@@ -59,6 +65,10 @@ class TimePlan:
         if step == 0:
             return 0.0
         return min(1.0, (self.clock() - self.start) / max(1e-9, self.end - self.start))
+
+    def facts(self) -> dict[str, float]:
+        """Seconds used and planned: a resumed run has what is left of its time."""
+        return {"used": self.clock() - self.start, "length": self.end - self.start}
 
 
 Plan = StepPlan | TimePlan
@@ -94,6 +104,8 @@ class TrainConfig:
     """Images to hold out per class at least, where the class has three times as many."""
     cache: CacheMode = "auto"
     pca_start: bool = True
+    save_seconds: float = 60.0
+    """Between two snapshots, at least: what a killed run may have to do again."""
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.minutes is None):
@@ -102,7 +114,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name}: expected a whole number above 0, got {value!r}")
-        for name in ("minutes", "learning_rate", "state_share", "clip"):
+        for name in ("minutes", "learning_rate", "state_share", "clip", "save_seconds"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and value > 0):
                 raise ConfigError(f"{name}: expected a number above 0, got {value!r}")
@@ -178,11 +190,71 @@ def make_optimizer(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
 
 
-def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: StepLog) -> int:
+class Order:
+    """Positions of the images by batch, for ever; no image comes twice in an epoch.
+
+    epoch counts from 1. generator: in the state from before the epoch's order was drawn, so that
+    this state, the epoch and its number of batches say where the order stands.
+    """
+
+    def __init__(self, count: int, config: TrainConfig) -> None:
+        self.count, self.batch_size = count, config.batch_size
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.epoch, self.batches = 1, 0
+        self._draw()
+
+    def _draw(self) -> None:
+        before = self.generator.get_state()
+        order = torch.randperm(self.count, generator=self.generator)
+        self._after = self.generator.get_state()
+        self.generator.set_state(before)
+        steps = steps_per_epoch(self.count, self.batch_size)
+        self._epoch_batches = order.split(self.batch_size)[:steps]
+
+    def next(self) -> tuple[int, list[int]]:
+        """Epoch and positions of the next batch."""
+        if self.batches == len(self._epoch_batches):
+            self.generator.set_state(self._after)
+            self.epoch, self.batches = self.epoch + 1, 0
+            self._draw()
+        self.batches += 1
+        return self.epoch, self._epoch_batches[self.batches - 1].tolist()
+
+    def go_to(self, epoch: int, batches: int) -> None:
+        """Stand where `batches` of `epoch` are done, with the generator put back already."""
+        self.epoch, self.batches = epoch, batches
+        self._draw()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeper:
+    """How a run outlives its process.
+
+    snapshots: where they go. stop: looked at after every step. facts: gives what the caller wants
+    to find in a snapshot, as JSON values. say: a line for people. start: the snapshot to go on
+    from.
+    """
+
+    snapshots: Snapshots
+    stop: StopRequest
+    facts: Callable[[], Mapping[str, Any]]
+    say: Callable[[str], object]
+    start: Snapshot | None = None
+
+
+def fit(
+    network: Network,
+    learn: Source,
+    config: TrainConfig,
+    plan: Plan,
+    log: StepLog,
+    keeper: Keeper | None = None,
+) -> int:
     """Train neck and decoder until the plan is done; returns the number of steps.
 
-    learn: features of the training images. Raises `TrainingError` with the step and the term when a
-    loss or the gradient is not finite.
+    learn: features of the training images. Without a keeper nothing is saved on the way. Raises
+    `TrainingError` with the step and the term when a loss or the gradient is not finite, and
+    `TrainingInterruptedError` when the keeper was asked to stop and has saved.
     """
     device = network.feature_scale.device
     parameters = network.trainable()
@@ -190,12 +262,14 @@ def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: S
     optimizer = make_optimizer(
         parameters, base_rate, config.weight_decay, config.betas, config.state_share
     )
-    order = _shuffled(len(learn), config)
+    order = Order(len(learn), config)
+    step, done = 0, plan.progress(0)
+    if keeper is not None and keeper.start is not None:
+        step, done = _go_on(keeper.start, network, optimizer, order, plan)
     network.train()
     log.begin()
-    step, done = 0, plan.progress(0)
     while done < 1.0:
-        epoch, positions = next(order)
+        epoch, positions = order.next()
         rate = base_rate * rate_at(done, config.shape)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
@@ -213,8 +287,50 @@ def fit(network: Network, learn: Source, config: TrainConfig, plan: Plan, log: S
         optimizer.step()
         done = plan.progress(step)
         log.step(epoch, step, values, float(norm), rate, len(positions), done)
+        if keeper is not None and (keeper.snapshots.due() or keeper.stop.signal or done >= 1.0):
+            loop = {"done": done, "epoch": order.epoch, "batches": order.batches}
+            facts = {"loop": loop, "plan": plan.facts()}
+            tensors = dict(training_tensors(network, optimizer, order.generator))
+            _keep(keeper, Snapshot(step=step, tensors=tensors, facts=facts))
     network.eval()
     return step
+
+
+def _go_on(
+    start: Snapshot,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    order: Order,
+    plan: Plan,
+) -> tuple[int, float]:
+    """Put everything back as it was; returns the steps done and the share of the run."""
+    restore_training(start.tensors, network, optimizer, order.generator)
+    loop = start.facts["loop"]
+    order.go_to(loop["epoch"], loop["batches"])
+    return start.step, max(loop["done"], plan.progress(start.step))
+
+
+def _keep(keeper: Keeper, snapshot: Snapshot) -> None:
+    """Save a snapshot; a full disk does not end the run, unless it was to end here."""
+    step, stop = snapshot.step, keeper.stop
+    try:
+        facts = {**snapshot.facts, **keeper.facts()}
+        keeper.snapshots.save(dataclasses.replace(snapshot, facts=facts))
+    except OSError as error:
+        failed = f"step {step} could not be saved ({error.strerror})"
+        if stop.signal is None:
+            keeper.say(f"{failed}; training goes on, free some space in {keeper.snapshots.folder}")
+            return
+        raise TrainingInterruptedError(
+            f"stopped by {stop.name}: {failed}; --resume goes on from the snapshot before",
+            stop.signal,
+        ) from error
+    if stop.signal is not None:
+        raise TrainingInterruptedError(
+            f"stopped by {stop.name} after step {step}, which is saved: the same command with "
+            "--resume goes on from there",
+            stop.signal,
+        )
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -224,16 +340,6 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     """
     full, rest = divmod(images, batch_size)
     return max(1, full + (rest > 1))
-
-
-def _shuffled(count: int, config: TrainConfig) -> Iterator[tuple[int, list[int]]]:
-    """Yield (epoch, positions of a batch) for ever; no image comes twice in an epoch."""
-    generator = torch.Generator().manual_seed(config.seed)
-    steps = steps_per_epoch(count, config.batch_size)
-    for epoch in itertools.count(1):
-        order = torch.randperm(count, generator=generator)
-        for batch in order.split(config.batch_size)[:steps]:
-            yield epoch, batch.tolist()
 
 
 def _require_finite(step: int, terms: Mapping[str, float], norm: float) -> None:

@@ -29,10 +29,14 @@ Moments = list[ResidualMoments]
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """What was learned from held-out images: per class thresholds and one colour scale."""
+    """What was learned from held-out images: per class thresholds and one colour scale.
+
+    scores: raw image scores by class, each image scored by the others' statistics.
+    """
 
     classes: Mapping[str, ClassCalibration]
     colours: ColourScale
+    scores: Mapping[str, Sequence[float]]
 
 
 @torch.no_grad()
@@ -68,7 +72,7 @@ def fit_on_heldout(
             scorer.fit_range(index, floors.mean(dim=0), peaks.mean(dim=0))
     calibrated = calibrate_classes(scores)
     relative = [v / calibrated[name].threshold for name, maps in samples.items() for v in maps]
-    return HeldOut(calibrated, colour_scale(relative))
+    return HeldOut(calibrated, colour_scale(relative), scores)
 
 
 def _maps_without_self(

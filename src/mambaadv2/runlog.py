@@ -5,40 +5,86 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import torch
 from tqdm import tqdm
 
 from mambaadv2 import __version__
+from mambaadv2.files import write_atomically
 from mambaadv2.report import line_chart
+
+_FRESH: Mapping[str, Any] = {
+    "bytes": 0,
+    "step": 0,
+    "done": 0.0,
+    "seconds": 0.0,
+    "epoch": {},
+    "epoch_number": 1,
+    "epoch_images": 0,
+    "epoch_seconds": 0.0,
+    "curve": [],
+}
+"""`RunLog.facts` before the first step."""
 
 
 class RunLog:
     """Writes a run folder's records; a context manager, so that the curve is drawn on errors too.
 
-    settings: objects (dataclasses) whose fields make config.json, by name.
+    settings: what config.json holds, see `settings_of`. resumed: `facts` of the log that this one
+    goes on from; lines of metrics.jsonl that came after them are cut off.
     """
 
-    def __init__(self, folder: Path, *, progress: bool, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        progress: bool,
+        settings: Mapping[str, Any],
+        resumed: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.progress = folder, progress
-        self.start = time.monotonic()
-        self._epoch: dict[str, list[float]] = {}
-        self._epoch_number, self._epoch_images = 1, 0
-        self._epoch_start = self._last_step = self.start
-        self._curve: list[tuple[float, float]] = []
-        config = {name: dataclasses.asdict(value) for name, value in settings.items()}
-        _write_json(folder / "config.json", config)
+        facts = _FRESH if resumed is None else resumed
+        self.start: float = time.monotonic() - facts["seconds"]
+        self._epoch: dict[str, list[float]] = {n: list(v) for n, v in facts["epoch"].items()}
+        self._epoch_number, self._epoch_images = facts["epoch_number"], facts["epoch_images"]
+        self._epoch_seconds: float = facts["epoch_seconds"]  # before this process
+        self._epoch_start = self._last_step = time.monotonic()
+        self._curve = [(float(x), float(y)) for x, y in facts["curve"]]
+        _write_json(folder / "config.json", settings)
         _write_json(folder / "environment.json", environment())
-        self._lines = (folder / "metrics.jsonl").open("w", encoding="utf-8")
+        self._lines = _lines_to_add_to(folder / "metrics.jsonl", facts["bytes"])
+        self._step, self._done = int(facts["step"]), float(facts["done"])
         self._bar: tqdm[Any] | None = None
-        self._board = _tensorboard(folder)
+        self._board = _tensorboard(folder, after=self._step)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, time between its processes not counted."""
+        return time.monotonic() - self.start
+
+    def facts(self) -> dict[str, Any]:
+        """Where the log stands, as JSON values; what is written by now is on the disk."""
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        return {
+            "bytes": os.fstat(self._lines.fileno()).st_size,
+            "step": self._step,
+            "done": self._done,
+            "seconds": self.seconds,
+            "epoch": self._epoch,
+            "epoch_number": self._epoch_number,
+            "epoch_images": self._epoch_images,
+            "epoch_seconds": self._seconds_of_epoch(),
+            "curve": self._curve,
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -54,14 +100,20 @@ class RunLog:
             self._bar.close()
         if kind is not None:
             self.say(f"stopped: no model was written to {self.folder}")
-        self._lines.close()
+        with contextlib.suppress(OSError):
+            self._lines.close()
         if self._board is not None:
             self._board.close()
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw the training curve as it stands; at the end before the model is written."""
         if self._curve:
             chart = line_chart(
                 {"training loss": self._curve}, title="Training", x_label="epoch", y_label="loss"
             )
-            (self.folder / "loss.svg").write_text(chart, encoding="utf-8")
+            with contextlib.suppress(OSError):
+                write_atomically(self.folder / "loss.svg", chart.encode())
 
     def say(self, text: str) -> None:
         """One line for people."""
@@ -107,8 +159,9 @@ class RunLog:
         }.items():
             self._epoch.setdefault(name, []).append(value)
         self._epoch_images += images
-        self._last_step = time.monotonic()
+        self._step, self._last_step = step, time.monotonic()
         self._show(loss, done)
+        self._done = done
         if done >= 1.0:
             self._flush()
 
@@ -116,14 +169,20 @@ class RunLog:
         if self._bar is None:
             layout = "{desc}: {percentage:5.1f}% |{bar}| {elapsed}<{remaining} {postfix}"
             self._bar = tqdm(
-                total=1.0, desc="train", bar_format=layout, disable=None if self.progress else True
+                total=1.0,
+                initial=self._done,  # above 0 in a resumed run, whose ETA counts from there
+                desc="train",
+                bar_format=layout,
+                disable=None if self.progress else True,
             )
         self._bar.update(done - self._bar.n)
-        seconds = self._last_step - self._epoch_start
-        speed = self._epoch_images / max(1e-9, seconds)
+        speed = self._epoch_images / max(1e-9, self._seconds_of_epoch())
         self._bar.set_postfix_str(
             f"epoch {self._epoch_number}, loss {loss:.3f}, {speed:.1f} images/s", refresh=False
         )
+
+    def _seconds_of_epoch(self) -> float:
+        return self._last_step - self._epoch_start + self._epoch_seconds
 
     def _flush(self) -> None:
         if not self._epoch:
@@ -138,16 +197,19 @@ class RunLog:
             "loss_terms": {name: mean[name] for name in names},
             "lr": self._epoch["lr"][-1],
             "grad_norm": mean["grad_norm"],
-            "images_per_second": self._epoch_images / max(1e-9, now - self._epoch_start),
+            "images_per_second": self._epoch_images / max(1e-9, self._seconds_of_epoch()),
             "seconds": now - self.start,
         }
-        self._lines.write(json.dumps(line) + "\n")
-        self._lines.flush()
+        self._lines.write((json.dumps(line) + "\n").encode())
+        # On a full disk the line waits in memory for the next time; training is worth more.
+        with contextlib.suppress(OSError):
+            self._lines.flush()
         self._curve.append((float(self._epoch_number), mean["loss"]))
         if self._board is not None:
             for name in ("loss", "lr", "grad_norm", "images_per_second"):
                 self._board.add_scalar(name, line[name], line["step"])
-        self._epoch, self._epoch_images, self._epoch_start = {}, 0, now
+        self._epoch, self._epoch_images = {}, 0
+        self._epoch_start, self._epoch_seconds = now, 0.0
 
 
 def environment() -> dict[str, object]:
@@ -175,14 +237,32 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def _tensorboard(folder: Path) -> Any:
-    """A TensorBoard writer where the extra is installed, else None."""
+def settings_of(**parts: Any) -> dict[str, Any]:
+    """Fields of dataclasses by the part's name, as JSON gives them back: config.json's content."""
+    fields = {name: dataclasses.asdict(value) for name, value in parts.items()}
+    settings: dict[str, Any] = json.loads(json.dumps(fields))
+    return settings
+
+
+def _lines_to_add_to(path: Path, length: int) -> BinaryIO:
+    """Open a file of lines at its end, cut to whole lines within its first `length` bytes."""
+    if path.is_file():
+        kept = path.read_bytes()[:length]
+        os.truncate(path, kept.rfind(b"\n") + 1)
+    return path.open("ab")
+
+
+def _tensorboard(folder: Path, after: int) -> Any:
+    """A TensorBoard writer where the extra is installed, else None.
+
+    It hides what an earlier process wrote about steps behind `after`.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

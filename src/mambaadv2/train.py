@@ -6,43 +6,58 @@ scorer's statistics and the thresholds.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from mambaadv2 import __version__
 from mambaadv2.checkpoint import ModelCard, make_scorer, remove_run, save_run
-from mambaadv2.data.features import (
-    ImageSource,
-    Source,
-    SourceSlice,
-    fill_store,
-    fingerprint,
-    plan_cache,
-    slices,
-)
-from mambaadv2.data.index import mvtec_records
+from mambaadv2.data.features import CachePlan, slices
+from mambaadv2.data.verify import OnError, usable_records
 from mambaadv2.device import choose_device
-from mambaadv2.errors import ConfigError
-from mambaadv2.files import writing_to
-from mambaadv2.fit import Plan, StepPlan, TimePlan, TrainConfig, fit, steps_per_epoch
+from mambaadv2.errors import CheckpointError, ConfigError, TrainingError
+from mambaadv2.files import locked, remove_unfinished, writing_to
+from mambaadv2.fit import Keeper, Plan, StepPlan, TimePlan, TrainConfig, fit, steps_per_epoch
 from mambaadv2.heldout import HeldOut, fit_on_heldout
 from mambaadv2.model.config import ModelConfig
 from mambaadv2.model.encoder import build_encoder
-from mambaadv2.model.network import Network, pca_start, set_feature_scale
+from mambaadv2.model.network import Network
 from mambaadv2.model.presets import preset_config
-from mambaadv2.runlog import RunLog
+from mambaadv2.model.scoring import Scorer
+from mambaadv2.modelcard import write_model_card
+from mambaadv2.prepare import (
+    DataRecord,
+    Part,
+    Sources,
+    calibration_seconds,
+    encode_files,
+    plan_features,
+    record_data,
+    require_batch,
+    require_space,
+    set_start,
+    split_records,
+)
+from mambaadv2.resume import (
+    begun,
+    is_finished,
+    require_nothing_unfinished,
+    require_same_run,
+    write_data,
+)
+from mambaadv2.runlog import RunLog, settings_of
+from mambaadv2.signals import StopRequest, stop_on_signal
+from mambaadv2.snapshot import Snapshot, Snapshots
 
 LEAST_SHARE = 0.1  # of `minutes`, for training, where features and calibration leave less
-START_IMAGES = 64  # behind the feature scale and the PCA start
 
 # Length and batch of a run where the caller names none.
 PRESET_TRAINING: Mapping[str, TrainConfig] = {
@@ -66,27 +81,33 @@ def train(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["float32", "bfloat16"] = "float32",
     limit_classes: Sequence[str] | None = None,
+    on_error: OnError = "stop",
+    resume: bool = False,
     progress: bool = True,
 ) -> Path:
     """Train one model on all classes of a data set and write a run folder; returns its path.
 
-    data: root in MVTec AD's layout. out: folder to write. preset: "lite" or "r34". encoder,
-    weights: another timm encoder, its weights from a file. epochs or minutes: length of the run; by
-    default the preset's. image_size: side of the square input in pixels, a multiple of 32.
-    limit_classes: learn only these. batch_size: images per step; the learning rate follows it.
-    seed: of start values, order and held-out images. device: "auto" is a GPU where there is one.
-    precision: of the decoder's arithmetic while it trains. progress: bars and messages on stderr.
-    On a CPU the same seed and number of threads give the same bits, unless `minutes` sets the
-    length.
+    data: root in MVTec AD's layout, or a manifest (.csv, .jsonl). out: folder to write. preset:
+    "lite" or "r34". encoder, weights: another timm encoder, its weights from a file. epochs or
+    minutes: length of the run; by default the preset's. image_size: side of the square input in
+    pixels, a multiple of 32. limit_classes: learn only these. batch_size: images per step; the
+    learning rate follows it. seed: of start values, order and held-out images. device: "auto" is a
+    GPU where there is one. precision: of the decoder's arithmetic while it trains. on_error: "stop"
+    at files that cannot be used, with the complete list, or "skip" them. resume: go on with the run
+    in `out` that was interrupted or killed; begin where there is none, leave a finished one as it
+    is. progress: bars and messages on stderr. On a CPU the same seed and number of threads give the
+    same bits, interrupted or not, unless `minutes` sets the length.
 
-    Before any work: `DataError` for a wrong root, `WeightsError` for weights that cannot be had,
-    `ConfigError` for a value out of range. Then `ImageError` for a file that cannot be decoded,
-    `TrainingError` when the loss stops being finite. A model that was in `out` is removed when the
-    work begins: what lies there after an error is never an older run's.
+    Before any work: `DataError` for a wrong root, `BadFilesError` for files that cannot be used,
+    `WeightsError` for weights that cannot be had, `ConfigError` for a value out of range, a disk
+    without room or an unfinished run in `out`, `CheckpointError` for a run to resume that was begun
+    otherwise, `RunBusyError` where another process writes to `out`. Then `TrainingError` when the
+    loss stops being finite, `TrainingInterruptedError` after SIGINT or SIGTERM, with all saved. A
+    model that was in `out` is removed when the work begins: what lies there after an error is never
+    an older run's.
 
-    >>> from mambaadv2 import train, evaluate  # doctest: +SKIP
+    >>> from mambaadv2 import train  # doctest: +SKIP
     >>> run = train("parts", "runs/parts", minutes=10)  # doctest: +SKIP
-    >>> print(evaluate(run, "parts").table())  # doctest: +SKIP
     """
     if epochs is not None and minutes is not None:
         raise ConfigError("epochs, minutes: expected at most one of them")
@@ -105,7 +126,15 @@ def train(
         precision=precision,
     )
     return train_model(
-        data, out, model, config, weights=weights, classes=limit_classes, progress=progress
+        data,
+        out,
+        model,
+        config,
+        weights=weights,
+        classes=limit_classes,
+        on_error=on_error,
+        resume=resume,
+        progress=progress,
     )
 
 
@@ -117,107 +146,197 @@ def train_model(
     *,
     weights: str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
+    on_error: OnError = "stop",
+    resume: bool = False,
     progress: bool = True,
 ) -> Path:
     """As `train`, with every field of the model and of the run in the caller's hands."""
     start = time.monotonic()
-    paths = _paths_by_class(data, classes)
     folder, device = Path(out), choose_device(config.device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        backbone = build_encoder(
-            model.encoder, weights=Path(weights) if weights else None, image_size=model.image_size
+    with _own_folder(folder):
+        snapshots = Snapshots(folder, config.save_seconds)
+        if not resume:
+            require_nothing_unfinished(folder, snapshots)
+        selection = usable_records(
+            data, split="train", classes=classes, on_error=on_error, progress=progress
         )
-        network = Network(model, backbone).to(device)
-        parts = {name: split_class(files, config) for name, files in paths.items()}
-        _require_batch(parts, model, config)
-        with writing_to(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_run(folder)
-        settings = {"model": model, "training": config, "encoder": backbone.provenance}
-        with RunLog(folder, progress=progress, settings=settings) as log:
-            learn, held, print_ = _sources(network, parts, config, folder, log)
-            set_start(network, learn, config)
-            plan = _plan(network, learn, held, config, start, log)
-            steps = fit(network, learn, config, plan, log)
-            log.say("calibrating on held-out normal images")
-            scorer = make_scorer(model, network, len(parts)).to(device)
-            held_parts = slices(held, [len(p.held) for p in parts.values()])
-            learn_parts = slices(learn, [len(p.learn) for p in parts.values()])
-            held_out = fit_on_heldout(
-                network,
-                scorer,
-                dict(zip(parts, held_parts, strict=True)),
-                dict(zip(parts, learn_parts, strict=True)),
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            stop_on_signal() as stop,
+        ):
+            torch.manual_seed(config.seed)
+            backbone = build_encoder(
+                model.encoder,
+                weights=Path(weights) if weights else None,
+                image_size=model.image_size,
             )
-            seconds = time.monotonic() - start
-            facts = {
-                "version": __version__,
-                "steps": steps,
-                "seconds": round(seconds, 1),
-                "seed": config.seed,
-                "images": {name: len(p.learn) for name, p in parts.items()},
-                "data_sha256": print_,
-            }
-            save_run(folder, network, scorer, _card(network, held_out, parts, facts))
-            log.say(f"done in {seconds:.0f} s after {steps} steps: {folder}")
+            network = Network(model, backbone).to(device)
+            parts = split_records(selection.records, config)
+            require_batch(parts, model, config)
+            record = record_data(Path(data), parts, selection.skipped, stop)
+            settings = settings_of(model=model, training=config, encoder=backbone.provenance)
+            if resume and begun(folder):
+                require_same_run(folder, settings, record)
+            job = _Job(folder, network, parts, record, config, settings, snapshots, stop, progress)
+            if not (resume and is_finished(folder)):
+                _run(job, start, resume)
+            elif progress:
+                print(f"{folder}: finished already", file=sys.stderr)
+        write_model_card(folder)
+        snapshots.remove()
     return folder
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Files of one class: to learn from, and held out."""
+class _Job:
+    """What is settled before a run begins or goes on."""
 
-    learn: tuple[Path, ...]
-    held: tuple[Path, ...]
-
-
-def _paths_by_class(
-    data: str | os.PathLike[str], classes: Sequence[str] | None
-) -> dict[str, list[Path]]:
-    paths: dict[str, list[Path]] = {}
-    for record in mvtec_records(data, split="train", classes=classes):
-        paths.setdefault(record.class_name, []).append(record.path)
-    return paths
+    folder: Path
+    network: Network
+    parts: Mapping[str, Part]
+    record: DataRecord
+    config: TrainConfig
+    settings: Mapping[str, Any]
+    snapshots: Snapshots
+    stop: StopRequest
+    progress: bool
 
 
-def split_class(paths: Sequence[Path], config: TrainConfig) -> Part:
-    """Hold out a share of a class's images, the same ones for the same seed and number of files.
+@contextlib.contextmanager
+def _own_folder(folder: Path) -> Iterator[None]:
+    """Make the run folder and keep it for this process; a folder that was made in vain goes."""
+    made = not folder.exists()
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        with writing_to(folder):
+            remove_unfinished(folder)
+        try:
+            yield
+        except BaseException:
+            if made:
+                with contextlib.suppress(OSError):  # something was written
+                    folder.rmdir()
+            raise
 
-    A class of one image is used for both; its threshold then says little, and the card shows it.
-    """
-    count = len(paths)
-    if count == 1:
-        return Part(learn=tuple(paths), held=tuple(paths))
-    least = min(config.holdout_least, count // 3)
-    held = max(1, least, round(config.holdout * count))
-    generator = torch.Generator().manual_seed(config.seed)
-    chosen = set(torch.randperm(count, generator=generator)[: min(held, count - 1)].tolist())
-    return Part(
-        learn=tuple(p for i, p in enumerate(paths) if i not in chosen),
-        held=tuple(p for i, p in enumerate(paths) if i in chosen),
-    )
 
-
-def _require_batch(parts: Mapping[str, Part], model: ModelConfig, config: TrainConfig) -> None:
-    """BatchNorm needs two values per channel; the neck's last maps are H/32 x W/32."""
-    images = min(config.batch_size, sum(len(part.learn) for part in parts.values()))
-    if images * (model.image_size[0] // 32) * (model.image_size[1] // 32) < 2:
-        raise ConfigError(
-            "batch_size, image_size: one image of 32 x 32 pixels per step leaves BatchNorm a "
-            "single value; give more images, a larger batch or a larger size"
+def _run(job: _Job, start: float, resume: bool) -> None:
+    """Train, calibrate and save; from a snapshot where `resume` finds one."""
+    network, config, folder = job.network, job.config, job.folder
+    snapshot, words = job.snapshots.newest() if resume else (None, [])
+    facts = {} if snapshot is None else snapshot.facts
+    plan, shapes = plan_features(network, job.parts, config, folder)
+    with writing_to(folder):
+        require_space(folder, network, plan)
+        remove_run(folder)
+        write_data(folder, job.record)
+        log = RunLog(folder, progress=job.progress, settings=job.settings, resumed=facts.get("log"))
+    with log:
+        for text in (*words, *_resumed_words(snapshot, _circumstances(network, plan)), plan.reason):
+            log.say(text)
+        if job.record.skipped:
+            log.say(f"{len(job.record.skipped)} files are left out, see {folder / 'data.json'}")
+        print_ = job.record.fingerprint()
+        sources = encode_files(network, job.parts, plan, shapes, print_, folder, log, job.stop)
+        if snapshot is None:
+            set_start(network, sources.learn, config)
+        circumstances = _circumstances(network, plan)
+        keeper = Keeper(
+            snapshots=job.snapshots,
+            stop=job.stop,
+            facts=lambda: {"circumstances": circumstances, "log": log.facts()},
+            say=log.say,
+            start=snapshot,
         )
+        length = _plan(network, sources, config, start, facts.get("plan"), log)
+        try:
+            steps = fit(network, sources.learn, config, length, log, keeper)
+        except TrainingError:
+            # Going on would end there again.
+            job.snapshots.remove()
+            raise
+        scorer, held_out = _calibrate(job, sources, log)
+        training = {
+            "version": __version__,
+            "steps": steps,
+            "seconds": round(log.seconds, 1),
+            "seed": config.seed,
+            "images": {name: len(p.learn) for name, p in job.parts.items()},
+            "data_sha256": print_,
+            "skipped": len(job.record.skipped),
+        }
+        log.draw()
+        try:
+            save_run(folder, network, scorer, _card(network, held_out, job.parts, training))
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder}: the model could not be written ({error.strerror}); free some space, "
+                "then the same command with --resume goes on from the last snapshot"
+            ) from error
+        log.say(f"done in {log.seconds:.0f} s after {steps} steps: {folder}")
+
+
+def _circumstances(network: Network, plan: CachePlan) -> dict[str, object]:
+    """What may differ between two machines and changes the last bits of a model."""
+    return {
+        "device": network.feature_scale.device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "features": "encoded at every step" if plan.mode == "off" else "cached",
+    }
+
+
+def _resumed_words(snapshot: Snapshot | None, now: Mapping[str, object]) -> Iterator[str]:
+    """What people should know about going on from a snapshot."""
+    if snapshot is None:
+        return
+    yield f"going on after step {snapshot.step}"
+    for name, before in snapshot.facts["circumstances"].items():
+        if before != now[name]:
+            yield (
+                f"{name}: {before} before, {now[name]} now; the model will not be the one that an "
+                "uninterrupted run would have given, to the last bit"
+            )
+
+
+def _calibrate(job: _Job, sources: Sources, log: RunLog) -> tuple[Scorer, HeldOut]:
+    """Fit the scorer and thresholds on held-out images."""
+    log.say("calibrating on held-out normal images")
+    parts, network = job.parts, job.network
+    scorer = make_scorer(network.config, network, len(parts)).to(network.feature_scale.device)
+    held = slices(sources.held, [len(p.held) for p in parts.values()])
+    learn = slices(sources.learn, [len(p.learn) for p in parts.values()])
+    held_out = fit_on_heldout(
+        network,
+        scorer,
+        dict(zip(parts, held, strict=True)),
+        dict(zip(parts, learn, strict=True)),
+    )
+    return scorer, held_out
 
 
 def _plan(
-    network: Network, learn: Source, held: Source, config: TrainConfig, start: float, log: RunLog
+    network: Network,
+    sources: Sources,
+    config: TrainConfig,
+    start: float,
+    before: Mapping[str, float] | None,
+    log: RunLog,
 ) -> Plan:
-    """Length of the run; with `minutes`, what features have taken and calibration will is gone."""
+    """Length of the run; with `minutes`, what features have taken and calibration will is gone.
+
+    before: facts of the plan that a snapshot holds; a resumed run has what was left of it.
+    """
+    learn, held = sources.learn, sources.held
     if config.minutes is None:
         total = (config.epochs or 1) * steps_per_epoch(len(learn), config.batch_size)
         return StepPlan(total=total)
-    reserve = _calibration_seconds(network, learn, held)
     now, budget = time.monotonic(), 60 * config.minutes
+    if before:
+        begin = now - before["used"]
+        return TimePlan(start=begin, end=begin + before["length"])
+    reserve = calibration_seconds(network, learn, held)
+    now = time.monotonic()
     end, least = start + budget - reserve, now + LEAST_SHARE * budget
     if end < least:
         log.say(
@@ -225,64 +344,6 @@ def _plan(
             f"calibration needs about {reserve:.0f} s; training {least - now:.0f} s all the same"
         )
     return TimePlan(start=now, end=max(end, least))
-
-
-def _sources(
-    network: Network, parts: Mapping[str, Part], config: TrainConfig, folder: Path, log: RunLog
-) -> tuple[Source, Source, str]:
-    """Features of the images to learn from and of the held-out ones, and the data's fingerprint."""
-    device, size = network.feature_scale.device, network.config.image_size
-    learn = [path for part in parts.values() for path in part.learn]
-    held = [path for part in parts.values() for path in part.held]
-
-    def encode(images: Tensor) -> tuple[Tensor, ...]:
-        return network.features(images.to(device))
-
-    shapes = [(f.shape[1], f.shape[2], f.shape[3]) for f in encode(torch.zeros(1, 3, *size))]
-    values = sum(c * h * w for c, h, w in shapes)
-    plan = plan_cache(config.cache, len(learn) + len(held), values, folder)
-    log.say(plan.reason)
-    print_ = fingerprint(learn + held)
-    if plan.mode == "off":
-        return ImageSource(learn, size, encode), ImageSource(held, size, encode), print_
-    provenance = network.encoder.provenance
-    mean, std = (b.flatten().tolist() for b in (network.encoder.mean, network.encoder.std))
-    encoder = f"{provenance.name} {provenance.sha256} {mean} {std} timm {version('timm')}"
-    key = f"{print_} {encoder} {size}"
-    stores: list[Source] = []
-    with log.bar(len(learn) + len(held), "features") as tick:
-        for name, files in (("learn", learn), ("held", held)):
-            target = folder / "features" / name if plan.mode == "disk" else None
-            stores.append(
-                fill_store(files, size, encode, shapes, folder=target, key=key, tick=tick)
-            )
-    return stores[0], stores[1], print_
-
-
-def set_start(network: Network, learn: Source, config: TrainConfig) -> None:
-    """Feature scale and PCA start from images drawn evenly over the whole list."""
-    count = min(START_IMAGES, len(learn))
-    positions = [i * len(learn) // count for i in range(count)]
-    device = network.feature_scale.device
-    features = tuple(f.to(device) for f in learn.batch(positions))
-    set_feature_scale(network, features)
-    if config.pca_start:
-        pca_start(network, features)
-
-
-def _calibration_seconds(network: Network, learn: Source, held: Source) -> float:
-    """Seconds that calibration will take: a rehearsal on one image, scaled up."""
-    scorer = make_scorer(network.config, network, 1).to(network.feature_scale.device)
-    seconds: list[float] = []
-    for _ in range(3):  # the first time anything runs it is slow
-        start = time.monotonic()
-        learn.batch([0])
-        encoded = time.monotonic()
-        fit_on_heldout(
-            network, scorer, {"": SourceSlice(held, 0, 1)}, {"": SourceSlice(learn, 0, 1)}
-        )
-        seconds.append((encoded - start) * len(learn) + (time.monotonic() - encoded) * len(held))
-    return min(seconds)
 
 
 def _card(
@@ -294,6 +355,7 @@ def _card(
         classes=tuple(parts),
         thresholds={name: c.threshold for name, c in held_out.classes.items()},
         calibration_images={name: c.images for name, c in held_out.classes.items()},
+        calibration_scores={name: tuple(s) for name, s in held_out.scores.items()},
         colour_scale=(held_out.colours.low, held_out.colours.high),
         training=dict(facts),
     )
