@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mambaadv2.data.index import Record, mvtec_records
+from mambaadv2.data.index import Record, Split, list_records, mvtec_records
 from mambaadv2.errors import DataError
 
 
@@ -183,6 +183,124 @@ def test_root_is_missing_or_a_file(tmp_path: Path) -> None:
     touch(tmp_path / "x.zip")
     with pytest.raises(DataError, match="found a file"):
         mvtec_records(tmp_path / "x.zip")
+
+
+def problems(root: Path, split: Split | None = None) -> list[tuple[str, str]]:
+    """(path inside the root, message) of every problem."""
+    listing = list_records(root, split=split)
+    return [(str(p.path.relative_to(root)), p.message) for p in listing.problems]
+
+
+def test_a_sound_folder_gives_the_same_records_and_no_problem(tmp_path: Path) -> None:
+    for name in ("nut", "wood"):
+        make_class(tmp_path / name)
+    touch(tmp_path / "nut/train/good/Thumbs.db", tmp_path / "nut/train/good/.DS_Store")
+    splits: tuple[Split | None, ...] = (None, "train", "test")
+    for split in splits:
+        listing = list_records(tmp_path, split=split)
+        assert listing.records == mvtec_records(tmp_path, split=split)
+        assert listing.problems == ()
+        assert listing.classes == {"nut": tmp_path / "nut", "wood": tmp_path / "wood"}
+
+
+def test_every_problem_is_listed_and_the_rest_as_well(tmp_path: Path) -> None:
+    nut = make_class(tmp_path / "nut")
+    (nut / "ground_truth/cut/001.PNG").unlink()
+    touch(
+        nut / "train/good/a.HEIC",
+        nut / "ground_truth/cut/000.png",
+        nut / "ground_truth/cut/777_mask.png",
+        nut / "ground_truth/dent/000_mask.png",
+        nut / "ground_truth/loose.png",
+        tmp_path / "pin/good/0.png",
+        tmp_path / "tin/test/good/0.png",
+    )
+    for folder in ("bolt", "rod/train/good", "nut/test/scratch"):
+        (tmp_path / folder).mkdir(parents=True)
+    expected = [
+        ("bolt", "found an empty folder"),
+        ("pin", "found good/ directly in it; move it to"),
+        ("nut/train/good/a.HEIC", "found .HEIC, which cannot be read; convert"),
+        ("nut/test/cut/000.png", "has 2 masks"),
+        ("nut/test/cut/001.bmp", "has no mask; expected"),
+        ("nut/ground_truth/cut/777_mask.png", "is a mask without its image; expected 777.*"),
+        ("nut/test/scratch", "found an empty folder"),
+        ("nut/ground_truth/dent/000_mask.png", "is a mask without its image"),
+        ("nut/ground_truth/loose.png", "expected masks in"),
+        ("rod/train/good", "found an empty folder"),
+        ("tin/train/good", "expected a folder of normal images for class 'tin', found test/"),
+    ]
+    found = problems(tmp_path)
+    assert [path for path, _ in found] == [path for path, _ in expected]
+    for (path, message), (_, words) in zip(found, expected, strict=True):
+        assert message.startswith(f"{tmp_path / path}: ")
+        assert words in message
+    kept = {record.path.name for record in list_records(tmp_path).records}
+    assert kept == {"000.JPG", "001.png", "000.tiff", "000.WebP", "0.png"}
+    # Training does not look at what is wrong in test, nor the other way round.
+    assert {path for path, _ in problems(tmp_path, "train")} == {
+        *("bolt", "pin", "nut/train/good/a.HEIC", "rod/train/good", "tin/train/good")
+    }
+    with pytest.raises(DataError, match="bolt: expected a class folder"):
+        mvtec_records(tmp_path)
+
+
+def test_what_is_chosen_hides_the_problems_of_the_rest(tmp_path: Path) -> None:
+    make_class(tmp_path / "nut")
+    (tmp_path / "bolt").mkdir()
+    (tmp_path / "rod/train/good").mkdir(parents=True)
+    assert list_records(tmp_path, classes=["nut"]).problems == ()
+
+
+def test_a_mask_of_an_image_whose_name_ends_with_mask(tmp_path: Path) -> None:
+    touch(
+        *(tmp_path / "test/cut" / name for name in ("a.png", "a_mask.png", "b_mask.png")),
+        *(tmp_path / "ground_truth/cut" / name for name in ("a_mask.png", "a_mask_mask.png")),
+        tmp_path / "ground_truth/cut/b_mask.png",
+    )
+    listing = list_records(tmp_path, split="test")
+    assert listing.problems == ()
+    pairs = {r.path.name: r.mask.name for r in listing.records if r.mask}
+    assert pairs == {"a.png": "a_mask.png", "a_mask.png": "a_mask_mask.png"} | {
+        "b_mask.png": "b_mask.png"
+    }
+
+
+def test_a_folder_that_cannot_be_listed_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nut = make_class(tmp_path / "nut")
+    scandir = os.scandir
+    closed: set[Path] = set()
+
+    def refuse(path: Path) -> Iterator[os.DirEntry[str]]:
+        if Path(path) in closed:
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    closed |= {nut / "train/good", nut / "test/cut"}
+    assert [path for path, _ in problems(tmp_path)] == ["nut/train/good", "nut/test/cut"]
+    assert "cannot be listed (Permission denied)" in problems(tmp_path)[0][1]
+    assert len(list_records(tmp_path).records) == 2
+    # Where masks cannot be seen, their images are not said to have none.
+    for folder in ("ground_truth/stain", "ground_truth"):
+        closed.clear()
+        closed.add(nut / folder)
+        assert [path for path, _ in problems(tmp_path)] == [f"nut/{folder}"]
+        kinds = [r.defect_type for r in list_records(tmp_path, split="test").records]
+        assert kinds == (["cut", "cut", "good"] if folder != "ground_truth" else ["good"])
+    closed.add(tmp_path)
+    with pytest.raises(DataError, match="cannot be listed"):
+        list_records(tmp_path)
+
+
+def test_folders_that_are_not_looked_into_are_told(tmp_path: Path) -> None:
+    make_class(tmp_path / "nut")
+    touch(tmp_path / "nut/train/good/more/0.png", tmp_path / "sheets/0.png", tmp_path / "doc/a.pdf")
+    listing = list_records(tmp_path)
+    assert listing.problems == ()
+    assert listing.ignored == (tmp_path / "sheets", tmp_path / "nut/train/good/more")
 
 
 @settings(max_examples=25, deadline=None)
