@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from mambaadv2 import evaluate as package_evaluate
-from mambaadv2.errors import ConfigError, DataError
+from mambaadv2.errors import BadFilesError, ConfigError, DataError, Problem
 from mambaadv2.evaluate import METRICS, ClassResult, Evaluation, class_metrics, evaluate
 from mambaadv2.image import write_png
 from mambaadv2.metrics import auroc, average_precision, f1_max, pixel_metrics
+from mambaadv2.metrics.ranking import ranking_metrics
 from mambaadv2.predict import Prediction
+from mambaadv2.provenance import Call, data_sha256
 
+# The package's attribute of this name is the function.
+MODULE = importlib.import_module("mambaadv2.evaluate")
 IMAGE_METRICS = METRICS[:3]
 PIXEL_METRICS = METRICS[3:7]
 
@@ -194,14 +202,64 @@ def test_a_class_not_trained_is_evaluated_and_marked(data: DataSet) -> None:
     }
 
 
-def test_a_mask_of_another_size_is_an_error_with_both_names_and_sizes(data: DataSet) -> None:
-    data.add("tile", "dent", count=1)
+class NeverAsked(PaintedPredictor):
+    """Fails the test that lets it predict."""
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        raise AssertionError(f"asked for {len(images)} predictions")
+
+
+def damaged(data: DataSet) -> tuple[Path, Path]:
+    """Two classes with a broken image and a mask of another size."""
+    for name in ("nut", "tile"):
+        data.add(name, "dent", heat=100)
+        data.add(name, "good")
+    image = data.root / "nut/test/good/001.png"
+    image.write_bytes(b"no image")
     mask = data.root / "tile/ground_truth/dent/000_mask.png"
     write_png(mask, np.ones((6, 5), dtype=np.uint8))
-    with pytest.raises(DataError) as caught:
-        evaluate(PaintedPredictor(), data.root, progress=False)
-    for part in (str(mask), str(data.root / "tile/test/dent/000.png"), "10 x 12", "5 x 6"):
+    return image, mask
+
+
+def test_everything_unusable_is_named_before_the_model_is_asked(data: DataSet) -> None:
+    image, mask = damaged(data)
+    with pytest.raises(BadFilesError) as caught:
+        evaluate(NeverAsked(), data.root, progress=False)
+    assert len(caught.value.problems) == 2
+    for part in (str(image), str(mask), str(data.root / "tile/test/dent/000.png"), "5 x 6"):
         assert part in str(caught.value)
+
+
+def test_skip_goes_on_and_says_how_many_and_which(data: DataSet, tmp_path: Path) -> None:
+    image, mask = damaged(data)
+    numbers, page = tmp_path / "numbers.json", tmp_path / "page.html"
+    found = evaluate(
+        *(PaintedPredictor(), data.root),
+        on_error="skip",
+        json_path=numbers,
+        report=page,
+        progress=False,
+    )
+    assert [(result.n_good, result.n_defect) for result in found.classes.values()] == [
+        *[(2, 3), (3, 2)]
+    ]
+    assert "2 left out, because they could not be used:" in found.table()
+    skipped = json.loads(numbers.read_text(encoding="utf-8"))["skipped"]
+    assert [Path(each["path"]) for each in skipped] == [image, mask]
+    html = page.read_text(encoding="utf-8")
+    assert "Left out: 2" in html
+    for each, path in zip(skipped, (image, mask), strict=True):
+        assert str(path) in each["error"]
+        assert str(path) in found.table()
+        assert str(path) in html
+
+
+def test_the_table_names_ten_of_many_left_out(data: DataSet) -> None:
+    problems = tuple(Problem(Path(f"{n}.png"), f"{n}.png: broken") for n in range(12))
+    lines = Evaluation(classes={}, seconds=1.0, skipped=problems).table().splitlines()
+    start = lines.index("12 left out, because they could not be used:")
+    assert lines[start + 1] == "  0.png: broken"
+    assert lines[start + 10 : start + 12] == ["  9.png: broken", "  and 2 more"]
 
 
 def test_classes_are_picked_by_name_and_one_class_may_be_the_root(data: DataSet) -> None:
@@ -222,9 +280,12 @@ def test_the_json_file_is_complete_or_absent(data: DataSet, tmp_path: Path) -> N
     text = target.read_text(encoding="utf-8")
     assert text == evaluation.to_json()
     content = json.loads(text)
-    assert list(content) == ["protocol", "classes", "mean", "notes"]
+    assert list(content) == ["protocol", "classes", "mean", "notes", "skipped"]
     assert content["protocol"] == "exact"
-    assert set(content["classes"]["nut"]) == {*METRICS, "n_good", "n_defect"}
+    assert set(content["classes"]["nut"]) == {
+        *(*METRICS, "n_good", "n_defect", "n_flagged", "n_found")
+    }
+    assert content["skipped"] == []
     assert content["classes"]["tile"]["mad"] is None
     assert content["mean"]["pixel_aupro"] == 1.0
     assert content["mean"]["n_classes"] == dict.fromkeys(METRICS, 1)
@@ -235,17 +296,207 @@ def test_the_json_file_is_complete_or_absent(data: DataSet, tmp_path: Path) -> N
     assert target.read_text(encoding="utf-8") == text
 
 
-def test_a_folder_as_json_file_is_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a file to write"):
-        evaluate("no-such-run", "no-such-data", json_path=tmp_path)
+@pytest.mark.parametrize("name", ["json_path", "report"])
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, name: str
+) -> None:
+    below_a_file = tmp_path / "file" / "page.html"
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for path, message in ((tmp_path, "expected a file to write"), (below_a_file, "cannot write")):
+        with pytest.raises(ConfigError, match=message):
+            evaluate(
+                *("no-such-run", "no-such-data"),
+                json_path=path if name == "json_path" else None,
+                report=path if name == "report" else None,
+            )
 
 
-def test_progress_is_silent_where_there_is_no_terminal(
+def test_progress_is_one_line_where_there_is_no_terminal(
     data: DataSet, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data.add("tile", "good")
     evaluate(PaintedPredictor(), data.root)
+    assert capfd.readouterr() == ("", ""), "no map is held without a defect"
+    data.add("tile", "dent")
+    data.add("nut", "dent", count=1)
+    evaluate(PaintedPredictor(), data.root)
+    said = capfd.readouterr()
+    # Six images of 12 x 10 pixels, 4 bytes for each, and 4 more in the three with a defect.
+    need = "memory: up to 0.0 MB for the maps of the largest class, tile (6 images)\n"
+    assert (said.out, said.err) == ("", need)
+    evaluate(PaintedPredictor(), data.root, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_too_little_memory_is_said_before_the_model_is_asked(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data.add("tile", "good")
+    data.add("tile", "dent", size=(30, 40))
+    data.add("nut", "good")
+    need = 4 * (3 * 120 + 3 * 1200) + 4 * 3 * 1200
+    monkeypatch.setattr(MODULE, "free_memory", lambda: need - 1)
+    with pytest.raises(ConfigError, match=r"class 'tile'.*6 images.* memory, .* are free"):
+        evaluate(NeverAsked(), data.root, progress=False)
+    monkeypatch.setattr(MODULE, "free_memory", lambda: need)
+    evaluate(PaintedPredictor(), data.root, progress=False)
+
+
+GROWTH = """
+import sys
+from pathlib import Path
+from unittest import mock
+import numpy as np
+from mambaadv2.data.record import Record
+from mambaadv2.data.verify import Selection
+from mambaadv2.predict import Prediction
+from mambaadv2 import evaluate as _
+from mambaadv2.image import write_png
+import importlib
+module = importlib.import_module("mambaadv2.evaluate")
+
+class Noise:
+    classes = ("tile",)
+    rng = np.random.default_rng(0)
+    def predict(self, images):
+        maps = [self.rng.random(i.shape[:2], dtype=np.float32) for i in images]
+        return [Prediction(map=m, score=float(m.max()), threshold=0.5, defect=True,
+                           class_name="tile") for m in maps]
+
+folder, side, counts = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+image, mask = folder / "image.png", folder / "mask.png"
+write_png(image, np.zeros((side, side, 3), np.uint8))
+write_png(mask, np.full((side, side), 255, np.uint8))
+write_png(folder / "half.png", np.repeat([[0, 255]], side, 0).repeat(side // 2, 1).astype(np.uint8))
+for count in map(int, counts):
+    records = tuple(
+        Record(path=image, class_name="tile", split="test", defect=n % 2 == 0,
+               defect_type="dent" if n % 2 == 0 else "good",
+               mask=(mask if n % 4 == 0 else folder / "half.png") if n % 2 == 0 else None)
+        for n in range(count))
+    with mock.patch.object(module, "usable_records", lambda *a, **k: Selection(records, ())):
+        found = module.evaluate(Noise(), folder, progress=False)
+    assert found.images == count and found.classes["tile"].metrics["pixel_aupro"] is not None
+    need = module._Size.of(records).need
+    # Not ru_maxrss: that begins with the peak of the process which started this one.
+    status = Path("/proc/self/status").read_text().splitlines()
+    print(next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")), need)
+"""
+
+
+def test_the_peak_of_memory_stays_within_what_is_stated(tmp_path: Path) -> None:
+    # Three quarters of all pixels with a defect's image are defects: near the worst case.
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(tmp_path), "64", "200", "2000"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (small, small_need), (large, large_need) = (
+        map(int, line.split()) for line in done.stdout.splitlines()
+    )
+    assert large_need == 10 * small_need == 2000 * 64 * 64 * 4 * 1.5
+    # What does not grow with the images (a batch, blocks of the ranking) is in both.
+    assert large - small <= large_need
+    assert large - small >= 0.5 * (large_need - small_need), "the stated need is no fantasy"
+
+
+def test_blocks_of_the_ranking_change_nothing() -> None:
+    rng = np.random.default_rng(5)
+    good, defect = (np.sort(rng.integers(0, 50, n) / 7) for n in (400, 333))
+    whole = ranking_metrics(defect, good)
+    for block in (1, 2, 7, 100):
+        parts = ranking_metrics(defect, good, block=block)
+        assert parts.auroc == whole.auroc
+        assert parts.average_precision == pytest.approx(whole.average_precision, abs=1e-12)
+        assert (parts.f1_max, parts.f1_threshold) == (whole.f1_max, whole.f1_threshold)
+        assert set(parts.roc) >= {(0.0, 0.0), (1.0, 1.0)}
+
+
+def test_the_curves_have_the_areas_of_the_metrics(data: DataSet) -> None:
+    data.add("tile", "dent", heat=40, count=9, size=(40, 30))
+    data.add("tile", "good", count=9, size=(40, 30))
+    found = _evaluated(data, "tile")
+    for metric, curves in (
+        ("image_auroc", found.image_curves),
+        ("pixel_auroc", found.pixel_curves),
+    ):
+        assert curves is not None
+        x, y = np.array(curves.roc).T
+        assert float(np.diff(x) @ (y[1:] + y[:-1]) / 2) == pytest.approx(
+            found.metrics[metric], abs=2e-3
+        )
+        assert len(curves.roc) < 2100
+        assert (np.diff(x) >= 0).all()
+        assert (np.diff(y) >= 0).all()
+
+
+def test_every_image_keeps_its_truth_and_decision(data: DataSet) -> None:
+    data.add("nut", "dent", heat=100, count=2)
+    data.add("nut", "good", count=2)
+    found = _evaluated(data, "nut")
+    assert [(i.name, i.kind, i.defect) for i in found.images] == [
+        ("nut/test/dent/000.png", "dent", True),
+        ("nut/test/dent/001.png", "dent", True),
+        ("nut/test/good/000.png", "good", False),
+        ("nut/test/good/001.png", "good", False),
+    ]
+    assert (found.n_found, found.n_flagged) == (
+        sum(i.flagged for i in found.images if i.defect),
+        0,
+    )
+    assert list(found.by_kind()) == ["good", "dent"]
+    assert found.gallery is None, "no pictures are made unless a report is wanted"
+
+
+class Unlimited(PaintedPredictor):
+    """A model without thresholds."""
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        return [
+            Prediction(map=p.map, score=p.score, threshold=t, defect=False, class_name="nut")
+            for p, t in zip(super().predict(images), [np.inf] * len(images), strict=True)
+        ]
+
+
+def test_a_report_needs_thresholds(data: DataSet, tmp_path: Path) -> None:
+    data.add("nut", "good")
+    evaluate(Unlimited(), data.root, progress=False)
+    with pytest.raises(ConfigError, match="report: expected a model with a threshold"):
+        evaluate(Unlimited(), data.root, report=tmp_path / "page.html", progress=False)
+
+
+def test_the_hash_knows_names_contents_and_masks_but_not_the_place(tmp_path: Path) -> None:
+    from mambaadv2.data.index import mvtec_records
+
+    def digest(folder: str, heat: int, mask: bool = True) -> str:
+        made = DataSet(tmp_path / folder)
+        made.add("nut", "dent", heat=heat, mask=mask)
+        made.add("nut", "good")
+        return data_sha256(mvtec_records(made.root, split="test"))
+
+    first = digest("a", 5)
+    assert digest("b", 5) == first
+    assert len({first, digest("c", 6), digest("d", 5, mask=False)}) == 3
+
+
+def test_the_command_repeats_the_call() -> None:
+    def typed(**changed: object) -> str:
+        plain = dict.fromkeys(("classes", "json_path", "report", "title", "command", "time"))
+        call = {**plain, "folder": Path("my run"), "data": Path("d"), "on_error": "stop"}
+        return Call(**{**call, "device": "auto", **changed}).typed()  # type: ignore[arg-type]
+
+    assert typed() == "mambaadv2 evaluate 'my run' d"
+    assert typed(
+        json_path=Path("n.json"), report=Path("r.html"), on_error="skip", device="cpu"
+    ) == (
+        "mambaadv2 evaluate 'my run' d --json n.json --report r.html --on-error skip --device cpu"
+    )
+    assert typed(classes=["a"]) == (
+        "mambaadv2.evaluate('my run', 'd', classes=['a'], on_error='stop', device='auto')"
+    )
+    assert typed(folder=None).startswith("mambaadv2.evaluate(model, 'd'")
+    assert typed(command="mambaadv2 demo") == "mambaadv2 demo"
 
 
 def test_the_table_says_what_is_missing_and_from_which_mean() -> None:
@@ -272,6 +523,48 @@ def test_the_table_says_what_is_missing_and_from_which_mean() -> None:
         "Mean P-AUROC, P-AP, P-F1max, P-AUPRO, mAD: without alien",
         "238 images in 12.3 s",
     ]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder that gives the painted predictor; its card is not looked at."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setattr(MODULE, "load", lambda run, device: PaintedPredictor())
+    monkeypatch.setattr("mambaadv2.provenance.read_card", lambda folder: (None, "ab12"))
+    cards: list[Path] = []
+    monkeypatch.setitem(
+        sys.modules, "mambaadv2.modelcard", SimpleNamespace(write_model_card=cards.append)
+    )
+    monkeypatch.setattr("mambaadv2.modelcard", sys.modules["mambaadv2.modelcard"], raising=False)
+    return folder
+
+
+def test_a_run_folder_keeps_its_numbers(data: DataSet, run: Path) -> None:
+    data.add("nut", "dent", heat=100)
+    data.add("nut", "good")
+    found = evaluate(run, data.root, progress=False)
+    content = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    assert content["time_utc"].endswith("+00:00")
+    assert len(content["data_sha256"]) == 64
+    assert content["weights_sha256"] == "ab12"
+    assert {name: content[name] for name in found.content()} == json.loads(found.to_json())
+    assert content["classes"]["nut"]["n_good"] == 3
+
+
+def test_a_run_folder_that_cannot_be_written_to_is_no_error(
+    data: DataSet, run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    data.add("nut", "good")
+    monkeypatch.setattr("mambaadv2.provenance.write_atomically", read_only)
+    evaluate(run, data.root)
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert str(run) in said
+    assert not (run / "evaluation.json").exists()
 
 
 def test_it_is_part_of_the_public_list() -> None:

@@ -1,4 +1,4 @@
-"""The chart and the page: well formed, self-contained, escaped, honest about what is undefined."""
+"""Charts, pictures and the page: well formed, self-contained, escaped, honest when undefined."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,16 +15,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
-from mambaadv2.report import (
-    METRICS,
-    Figure,
-    TableRow,
-    line_chart,
-    nice_ticks,
-    write_demo_page,
-)
+from mambaadv2.errors import Problem
+from mambaadv2.report import Facts, GalleryPicker, line_chart, report_page
+from mambaadv2.report.axes import nice_ticks
+from mambaadv2.report.charts import rate_chart
+from mambaadv2.report.gallery import EXAMPLES, LARGEST, WORST, make_figure
+from mambaadv2.report.histogram import MOST_RATIO, score_chart
+from mambaadv2.report.summary import share
+from mambaadv2.results import METRICS, ClassResult, Curves, Evaluation, ImageResult
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = """<script>alert("1")</script> & 'x'"""
@@ -110,151 +112,318 @@ def test_chart_texts_are_escaped() -> None:
     assert labels(svg).count(NASTY) == 4
 
 
-def row(name: str, **changed: float | None) -> TableRow:
-    metrics: dict[str, float | None] = {key: 0.5 for key, _, _ in METRICS}
-    return TableRow(name=name, metrics=metrics | changed, n_good=3, n_defect=4)
+def rectangles(svg: str, kind: str) -> list[ET.Element]:
+    return [e for e in ET.fromstring(svg).iter(f"{SVG}rect") if e.get("class") == kind]
 
 
-def figure(
-    label: str, *, defect: bool, name: str = "nut", threshold: float = 0.02, side: int = 40
-) -> Figure:
-    mask = np.zeros((side, 2 * side), bool)
-    mask[5:9, 5:9] = True
-    return Figure(
-        class_name=name,
-        label=label,
-        image=np.full((side, 2 * side, 3), 99, np.uint8),
-        map=np.full((side, 2 * side), 0.01, np.float32),
-        mask=None if label == "unmarked" else mask,
-        score=0.03,
-        threshold=threshold,
-        defect=defect,
+ratios = st.lists(st.floats(0, 100), max_size=30)
+
+
+@given(ratios, ratios, ratios)
+def test_the_histogram_counts_every_image_on_its_side_of_the_threshold(
+    good: list[float], defect: list[float], held_out: list[float]
+) -> None:
+    svg = score_chart(good, defect, held_out, title="t")
+    middle = float(re.findall(r'class="mark" d="M([\d.]+) ', svg)[0])
+    for kind, values in (("f0", good), ("f1", defect)):
+        bars = rectangles(svg, kind)
+        heights = [float(bar.get("height") or 0) for bar in bars]
+        # The tallest bar fills its panel, so the heights give the counts back.
+        counts = [round(h / max(heights) * most(svg, kind == "f1")) for h in heights]
+        assert sum(counts) == len(values)
+        over = sum(
+            count
+            for bar, count in zip(bars, counts, strict=True)
+            if float(bar.get("x") or 0) >= middle - 0.01
+        )
+        assert over == sum(value > 1 + 1e-9 for value in values)
+        for bar in bars:
+            left, width = float(bar.get("x") or 0), float(bar.get("width") or 0)
+            assert left >= middle - 0.01 or left + width <= middle + 0.01
+            assert 64 <= left <= left + width <= 451
+    assert svg.count('class="axis"') == len(held_out)
+
+
+def most(svg: str, second: bool) -> int:
+    """The largest count of a panel, as its axis says."""
+    numbers = [e.text for e in ET.fromstring(svg).iter(f"{SVG}text") if e.get("x") == "56"]
+    return int(numbers[3 if second else 1] or 0)
+
+
+def test_bars_on_the_wrong_side_are_solid() -> None:
+    svg = score_chart([0.5, 1.2], [0.7, 1.5], [0.6], title="t")
+    for kind, wrong in (("f0", 1), ("f1", 0)):
+        opacity = [bar.get("fill-opacity") for bar in rectangles(svg, kind)]
+        assert opacity[wrong] == "1"
+        assert opacity[1 - wrong] == "0.45"
+
+
+def test_scores_far_above_are_in_the_last_bin_and_said() -> None:
+    svg = score_chart([0.5], [2.0, MOST_RATIO + 1, 900.0], [], title="t")
+    assert "defect: 3, 2 above 4" in labels(svg)
+    assert "good: 1" in labels(svg)
+
+
+def test_the_ring_is_where_the_model_works() -> None:
+    svg = rate_chart(
+        {"image": [(0.0, 0.0), (0.0, 1.0), (1.0, 1.0)]},
+        title=NASTY,
+        x_label="x",
+        y_label="y",
+        mark=(0.5, 0.25),
+        mark_name=NASTY,
+    )
+    ring, legend = ET.fromstring(svg).iter(f"{SVG}circle")
+    line = next(ET.fromstring(svg).iter(f"{SVG}polyline")).get("points") or ""
+    (left, bottom), (_, top), (right, _) = (map(float, p.split(",")) for p in line.split())
+    assert float(ring.get("cx") or 0) == pytest.approx((left + right) / 2, abs=0.1)
+    assert float(ring.get("cy") or 0) == pytest.approx(bottom + (top - bottom) / 4, abs=0.1)
+    assert float(legend.get("cy") or 0) < top, "the legend is above the plot"
+    assert "<script" not in svg
+    without = rate_chart({}, title="t", x_label="x", y_label="y", mark=None, mark_name="m")
+    assert "<circle" not in without
+
+
+def test_a_share_never_looks_better_than_it_is() -> None:
+    assert [share(0, 9), share(9, 9), share(9999, 10000), share(1, 100000), share(1, 3)] == [
+        *["0 %", "100 %", "99.9 %", "0.1 %", "33.3 %"]
+    ]
+
+
+def image(
+    name: str = "nut/test/cut/0.png",
+    *,
+    kind: str = "cut",
+    score: float = 0.03,
+    flagged: bool = True,
+) -> ImageResult:
+    return ImageResult(
+        name=name,
+        kind=kind,
+        defect=kind != "good",
+        score=score,
+        threshold=0.02,
+        flagged=flagged,
+        found_class="nut",
+    )
+
+
+def pixels(content: bytes) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(content)) as opened:
+        assert (opened.format, opened.mode) == ("WEBP", "RGB")
+        return np.asarray(opened)
+
+
+def test_pictures_are_small_and_show_what_they_should() -> None:
+    rgb = np.full((400, 800, 3), 99, np.uint8)
+    values = np.zeros((400, 800), np.float32)
+    values[:, 400:] = 0.06  # three times the threshold
+    mask = np.zeros((400, 800), bool)
+    mask[200, 100] = True  # a single pixel must survive the shrinking
+    figure = make_figure(image(), rgb, values, mask, (0.5, 2.0))
+    assert figure.outline is not None
+    for content in (figure.picture, figure.map, figure.overlay, figure.outline):
+        assert pixels(content).shape == (LARGEST // 2, LARGEST, 3)
+    heat = pixels(figure.map).astype(int)
+    assert heat[:, :140].max() < 20
+    assert heat[:, 180:, 0].min() > 230
+    over = pixels(figure.overlay).astype(int)
+    assert abs(over[:, :140] - 99).max() < 12, "nothing is drawn below the range"
+    assert over[:, 180:, 0].min() > 150
+    marked = pixels(figure.outline).astype(int)
+    assert marked[..., 1].max() > 160
+    assert np.unravel_index(marked[..., 1].argmax(), marked.shape[:2]) == pytest.approx(
+        (80, 40), abs=3
+    )
+    assert make_figure(image(), rgb, values, None, (0.5, 2.0)).outline is None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 8)), max_size=25))
+def test_the_gallery_is_what_a_sort_of_all_images_gives(cases: list[tuple[bool, int]]) -> None:
+    rgb, values = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.float32)
+    picker = GalleryPicker((0.5, 2.0))
+    every = []
+    for number, (defect, score) in enumerate(cases):
+        one = image(f"{number}", kind="cut" if defect else "good", score=float(score))
+        every.append(one)
+        picker.add(one, rgb, values, None)
+    gallery = picker.gallery()
+    misses = sorted((i for i in every if i.defect), key=lambda i: i.ratio)
+    alarms = sorted((i for i in every if not i.defect), key=lambda i: -i.ratio)
+    assert [f.image for f in gallery.misses] == misses[:WORST]
+    assert [f.image for f in gallery.alarms] == alarms[:WORST]
+    rest = [i for i in every if i not in misses[:WORST] + alarms[:WORST]]
+    assert [f.image for f in gallery.examples] == [
+        *[i for i in rest if not i.defect][:EXAMPLES],
+        *[i for i in rest if i.defect][:EXAMPLES],
+    ]
+
+
+def class_result(kind: str = "cut", name: str = "nut", **metrics: float | None) -> ClassResult:
+    picker = GalleryPicker((0.5, 2.0))
+    images = [
+        image(f"{name}/good/0.png", kind="good", score=0.01, flagged=False),
+        image(f"{name}/good/1.png", kind="good", score=0.03),
+        image(f"{name}/{kind}/0.png", kind=kind, score=0.012, flagged=False),
+        image(f"{name}/{kind}/1.png", kind=kind, score=0.05),
+    ]
+    mask = np.zeros((8, 8), bool)
+    mask[2:5, 3:6] = True
+    for one in images:
+        picker.add(
+            one,
+            np.full((8, 8, 3), 99, np.uint8),
+            np.full((8, 8), 0.01, np.float32),
+            mask if one.defect else None,
+        )
+    curve = Curves(roc=((0.0, 0.0), (1.0, 1.0)), precision_recall=((0.5, 1.0), (1.0, 0.5)))
+    return ClassResult(
+        metrics=dict.fromkeys(METRICS, 0.5) | metrics,
+        n_good=2,
+        n_defect=2,
+        images=tuple(images),
+        image_curves=curve,
+        pixel_curves=curve,
+        gallery=picker.gallery(),
     )
 
 
 class Page(HTMLParser):
     """Collects what the tests look at."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.open: list[str] = []
         self.links: list[str] = []
         self.words: list[str] = []
-        self.html = path.read_text(encoding="utf-8")
-        self.feed(self.html)
+        self.html = html
+        self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "wbr"):
             self.open.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        for name, value in attrs:
+            if name in ("src", "href", "data", "action"):
+                self.links.append(value or "")
+            assert not name.startswith("on"), "no scripts"
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(self.words)
+        return " ".join(" ".join(self.words).split())
 
 
-def write(path: Path, rows: list[TableRow], figures: list[Figure], text: str = "demo") -> Page:
-    write_demo_page(
-        path,
-        title=text,
-        command=text,
-        seconds=75.2,
-        table_rows=rows,
-        figures=figures,
-        loss_svg=chart(a=[(0, 1), (1, 0.5)]),
-        colour_range=(0.5, 3.0),
-        notes=[text],
-    )
-    return Page(path)
+FACTS = Facts(
+    title="Evaluation of run",
+    command="mambaadv2 evaluate run data --report page.html",
+    time="2026-01-02 03:04 UTC",
+    tables={"Model": {"SHA-256 of the weights": "ab12"}},
+    thresholds={"nut": 0.02},
+    held_out={"nut": (0.005, 0.008)},
+    held_out_images={"nut": 2},
+    loss=[(1.0, 5.0), (2.0, 3.0)],
+)
 
 
-def test_page_is_complete_and_loads_nothing(tmp_path: Path) -> None:
-    figures = [figure("good", defect=False), figure("cut", defect=True, name="wood")]
-    page = write(tmp_path / "new" / "page.html", [row("nut"), row("mean")], figures)
-    assert page.open == []
-    assert page.tags.count("figure") == 2
-    assert page.tags.count("svg") == 1
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert len(page.links) == 2 * 3 + 1
-    assert not re.search(r"url\(|@import", page.html)
-    addresses = re.findall(r"https?://[^\"' <]+", page.html)
+def page(evaluation: Evaluation, facts: Facts = FACTS) -> Page:
+    return Page(report_page(evaluation, facts))
+
+
+def test_the_page_is_complete_and_loads_nothing() -> None:
+    found = page(Evaluation(classes={"nut": class_result()}, seconds=75.2))
+    assert found.open == []
+    assert not {"script", "link", "iframe", "object", "form"} & set(found.tags)
+    pictures = [link for link in found.links if link.startswith("data:image/webp;base64,")]
+    assert set(found.links) - set(pictures) == {"#class-1"}
+    assert len(pictures) == 2 * 4 + 2 * 3 + 1
+    assert 'id="class-1"' in found.html
+    assert not re.search(r"url\(|@import", found.html)
+    addresses = re.findall(r"https?://[^\"' <]+", found.html)
     assert set(addresses) == {"http://www.w3.org/2000/svg"}, "a name, not an address to load"
-    assert "1 min 15 s" in page.text
-    assert "threshold" in page.text
-    for link in page.links:
-        with Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) as image:
-            assert image.mode == "RGB"
+    assert found.tags.count("svg") == 3 + 1
+    for words in (
+        *["Evaluation of run", "2026-01-02 03:04 UTC", "Misses most: nut cut: 1 of 2 missed"],
+        *["False alarms: nut : 1 of 2 flagged", "from 2 held-out good images", "ab12"],
+        *[
+            "Worst misses, of 1",
+            "Worst false alarms, of 1",
+            "mambaadv2 evaluate run data --report page.html",
+        ],
+        *["50.0 % of defects found", "50.0 % of good images flagged"],
+    ):
+        assert words in found.text, words
+    for link in pictures:
+        pixels(base64.b64decode(link.partition(",")[2]))
 
 
-def test_undefined_metrics_are_a_dash(tmp_path: Path) -> None:
-    rows = [row("nut", pixel_aupro=None, mad=None, image_auroc=0.98765)]
-    page = write(tmp_path / "page.html", rows, [])
-    cells = re.findall(r"<td>(.*?)</td>", page.html)
-    assert cells == ["3", "4", "98.8", "50.0", "50.0", "50.0", "50.0", "50.0", "–", "–"]
-
-
-def test_all_texts_are_escaped(tmp_path: Path) -> None:
-    page = write(
-        tmp_path / "page.html", [row(NASTY)], [figure(NASTY, defect=True, name=NASTY)], NASTY
-    )
-    assert "script" not in page.tags
-    assert page.text.count("alert(") >= 6
-    assert page.open == []
-
-
-def test_verdicts(tmp_path: Path) -> None:
-    figures = [
-        figure("good", defect=False),
-        figure("good", defect=True),
-        figure("cut", defect=False),
-        figure("unmarked", defect=True),
+def test_verdicts_and_the_order_of_the_worst() -> None:
+    found = page(Evaluation(classes={"nut": class_result()}, seconds=1))
+    verdicts = re.findall(r"<figcaption><span class=(\w+)>([a-z ]+)</span>", found.html)
+    assert verdicts == [
+        *[("wrong", "missed"), ("right", "found")],
+        *[("wrong", "false alarm"), ("right", "passed")],
     ]
-    page = write(tmp_path / "page.html", [], figures)
-    verdicts = re.findall(r"\((correct|missed|false alarm)\)", page.text)
-    assert verdicts == ["correct", "false alarm", "missed", "correct"]
-    assert page.text.count("no mask") == 1
-    assert page.text.count("1.50 × threshold") == 4
+    assert re.findall(r"([\d.]+) × threshold</strong>", found.html) == [
+        *["0.60", "2.50", "1.50", "0.50"]
+    ]
 
 
-def test_large_images_are_shrunk(tmp_path: Path) -> None:
-    page = write(tmp_path / "page.html", [], [figure("cut", defect=True, side=400)])
-    sizes = []
-    for link in page.links[1:]:
-        with Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) as image:
-            sizes.append(image.size)
-    assert sizes == [(320, 160)] * 3
+def test_undefined_metrics_are_a_dash_and_their_charts_are_left_out() -> None:
+    result = class_result(pixel_aupro=None, mad=None, image_auroc=0.98765)
+    result = replace(result, pixel_curves=None, image_curves=None, gallery=None)
+    found = page(Evaluation(classes={"nut": result}, seconds=1), replace(FACTS, loss=()))
+    cells = re.findall(r"<td>([^<]*)</td>", found.html)
+    assert cells[:10] == ["1 / 2", "1 / 2", "98.8", *["50.0"] * 5, "–", "–"]
+    assert found.tags.count("svg") == 1
 
 
-def test_wrong_input_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    with pytest.raises(ValueError, match=r"row 'nut' lacks image_ap"):
-        write(path, [TableRow(name="nut", metrics={"image_auroc": 1.0})], [])
+def test_a_class_that_the_model_does_not_know() -> None:
+    found = page(Evaluation(classes={"bolt": class_result(name="bolt")}, seconds=1))
+    assert "not trained on this class" in found.text
+    assert "4 of 4 images were taken for another class" in found.text
+
+
+def test_nothing_wrong_is_said_as_such() -> None:
+    result = class_result()
+    right = tuple(replace(one, flagged=one.defect) for one in result.images)
+    found = page(Evaluation(classes={"nut": replace(result, images=right)}, seconds=1))
+    for words in ("no image of this test was judged wrong", "No misses: ", "No false alarms: "):
+        assert words in found.text
+
+
+def test_files_left_out_are_all_named() -> None:
+    skipped = tuple(Problem(Path(f"{n}.png"), f"{n}.png: {NASTY}") for n in range(30))
+    found = page(Evaluation(classes={"nut": class_result()}, seconds=1, skipped=skipped))
+    assert "Left out: 30" in found.text
+    assert all(f"{n}.png: {NASTY}" in found.text for n in range(30))
+
+
+def test_all_texts_are_escaped() -> None:
+    result = replace(class_result(kind=NASTY, name=NASTY), notes=(NASTY,))
+    facts = Facts(
+        title=NASTY,
+        command=NASTY,
+        time=NASTY,
+        tables={NASTY: {NASTY: NASTY}},
+        thresholds={NASTY: 1.0},
+    )
+    found = page(Evaluation(classes={NASTY: result}, seconds=1), facts)
+    assert "script" not in found.tags
+    assert found.text.count("alert(") >= 12
+    assert found.open == []
+
+
+def test_a_metric_out_of_range_is_refused() -> None:
     for bad in (1.5, math.nan):
-        with pytest.raises(ValueError, match=r"expected 0\.\.1 or None"):
-            write(path, [row("nut", mad=bad)], [])
-    with pytest.raises(ValueError, match="threshold above 0"):
-        write(path, [], [figure("cut", defect=True, threshold=0.0)])
-    with pytest.raises(ValueError, match="line_chart"):
-        write_demo_page(
-            path,
-            title="",
-            command="",
-            seconds=0,
-            table_rows=[],
-            figures=[],
-            loss_svg="<script>",
-            colour_range=(0, 1),
-        )
-    assert not path.exists()
+        with pytest.raises(ValueError, match=r"expected a metric in 0\.\.1 or None"):
+            page(Evaluation(classes={"nut": class_result(mad=bad)}, seconds=1))

@@ -12,130 +12,33 @@ left out of the mean, and a note says so.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mambaadv2.data.index import Record, mvtec_records
-from mambaadv2.errors import ConfigError, DataError, UndefinedMetricError
-from mambaadv2.files import write_atomically
-from mambaadv2.image import read_mask
-from mambaadv2.metrics import auroc, average_precision, f1_max, pixel_metrics
-from mambaadv2.predict import ImageModel, load, predict_paths
+from mambaadv2.data.record import Record
+from mambaadv2.data.verify import usable_records
+from mambaadv2.errors import ConfigError, UndefinedMetricError
+from mambaadv2.files import write_atomically, writing_to
+from mambaadv2.image import read_header, read_mask
+from mambaadv2.memory import free_memory
+from mambaadv2.metrics import PixelPool, image_metrics, pooled
+from mambaadv2.predict import ImageModel, Prediction, load, predict_paths
+from mambaadv2.provenance import Call, colour_range, data_sha256, facts, write_evaluation
+from mambaadv2.report import GalleryPicker, report_page
+from mambaadv2.results import METRICS, PROTOCOL, ClassResult, Curves, Evaluation, ImageResult
 
-PROTOCOL = "exact"
-
-_HEADINGS = {
-    "image_auroc": "I-AUROC",
-    "image_ap": "I-AP",
-    "image_f1max": "I-F1max",
-    "pixel_auroc": "P-AUROC",
-    "pixel_ap": "P-AP",
-    "pixel_f1max": "P-F1max",
-    "pixel_aupro": "P-AUPRO",
-    "mad": "mAD",
-}
-METRICS = tuple(_HEADINGS)
-"""Names of the seven metrics and of their mean, in the order of every table."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassResult:
-    """The metrics of one class."""
-
-    metrics: Mapping[str, float | None]
-    """One value for each of `METRICS`, 0..1, None where undefined; `mad` needs all seven."""
-    n_good: int
-    """Good test images."""
-    n_defect: int
-    """Test images with a defect."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the numbers should know: what is undefined and why, a class not trained."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """The metrics of all classes and their mean."""
-
-    classes: Mapping[str, ClassResult]
-    seconds: float
-    """Wall clock for predictions and metrics."""
-    protocol: str = field(default=PROTOCOL, init=False)
-
-    @property
-    def images(self) -> int:
-        """Images evaluated."""
-        return sum(result.n_good + result.n_defect for result in self.classes.values())
-
-    @property
-    def mean(self) -> dict[str, float | None]:
-        """Per metric, the mean over the classes that have it; None where no class has."""
-        means: dict[str, float | None] = {}
-        for metric in METRICS:
-            values = self._values(metric)
-            means[metric] = math.fsum(values) / len(values) if values else None
-        return means
-
-    @property
-    def n_classes(self) -> dict[str, int]:
-        """Per metric, the number of classes that have it and so enter the mean."""
-        return {metric: len(self._values(metric)) for metric in METRICS}
-
-    def to_json(self) -> str:
-        """Return the numbers as JSON text, 0..1 and null where undefined, in a fixed order."""
-        content = {
-            "protocol": self.protocol,
-            "classes": {
-                name: {**result.metrics, "n_good": result.n_good, "n_defect": result.n_defect}
-                for name, result in self.classes.items()
-            },
-            "mean": {**self.mean, "n_classes": self.n_classes},
-            "notes": {name: result.notes for name, result in self.classes.items() if result.notes},
-        }
-        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def table(self) -> str:
-        """Return the numbers as text in percent, a dash where undefined, with footnotes."""
-        rows = [["class", *_HEADINGS.values(), "good", "defect"]]
-        for name, result in self.classes.items():
-            marked = f"{name}*" if result.notes else name
-            rows.append(_row(marked, result.metrics, result.n_good, result.n_defect))
-        n_good = sum(result.n_good for result in self.classes.values())
-        rows.append(_row("mean", self.mean, n_good, self.images - n_good))
-        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-        lines = [f"Protocol {self.protocol}, in percent", ""]
-        for name, *cells in rows:
-            padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-            lines.append("  ".join((name.ljust(widths[0]), *padded)))
-        lines += ["", *self._footnotes(), f"{self.images} images in {self.seconds:.1f} s"]
-        return "\n".join(lines)
-
-    def _values(self, metric: str) -> list[float]:
-        values = (result.metrics[metric] for result in self.classes.values())
-        return [value for value in values if value is not None]
-
-    def _footnotes(self) -> list[str]:
-        lines = [
-            f"* {name}: {note}" for name, result in self.classes.items() for note in result.notes
-        ]
-        headings_without: dict[tuple[str, ...], list[str]] = {}
-        for metric, heading in _HEADINGS.items():
-            without = tuple(
-                name for name, result in self.classes.items() if result.metrics[metric] is None
-            )
-            headings_without.setdefault(without, []).append(heading)
-        for without, headings in headings_without.items():
-            if without and len(without) < len(self.classes):
-                lines.append(f"Mean {', '.join(headings)}: without {', '.join(without)}")
-        return lines
+__all__ = ["METRICS", "PROTOCOL", "ClassResult", "Evaluation", "class_metrics", "evaluate"]
 
 
 def evaluate(
@@ -144,47 +47,64 @@ def evaluate(
     *,
     classes: Sequence[str] | None = None,
     json_path: Path | str | None = None,
+    report: Path | str | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    device: str = "auto",
+    title: str | None = None,
+    command: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Measure a model on the test images of a data set in the MVTec AD layout.
+    """Measure a model on the test images of a data set.
 
     run: a run folder; or a model in memory, a `Predictor` or anything else with `classes` and
-    `predict`.
-    data: the data set's root, or the folder of one class.
+    `predict`. A run folder that can be written to also gets evaluation.json and a fresh model card.
+    data: the data set's root, the folder of one class, or a manifest.
     classes: names to evaluate, all by default. Classes the model was not trained on are evaluated
     like the others and carry a note.
-    json_path: a file for `Evaluation.to_json`, written at once when all is done; its folder is
-    made where missing.
-    progress: show a bar on stderr when that is a terminal.
+    json_path, report: files for `Evaluation.to_json` and for a page with charts and pictures,
+    written at once when all is done; their folders are made where missing.
+    on_error: "stop" lists all files that cannot be used and does nothing else; "skip" goes on
+    without them and says how many and which.
+    device: of a run folder: "auto" (a GPU where there is one), "cpu" or "cuda".
+    title, command: what the report says instead of the run's name and this call.
+    progress: say the memory needed and show a bar on stderr when that is a terminal.
 
-    The maps of one class at a time are held in memory: 4 bytes per pixel, twice that for a moment.
+    The pixels' scores of one class at a time are held in memory: 4 bytes per pixel, and up to 4
+    more per pixel of images with a defect.
 
-    Raises `DataError` for a wrong data set, or a mask not of its image's size; `CheckpointError`
-    for a run that cannot be used or gives maps that are not finite; `ConfigError` if `json_path`
-    is a folder.
+    Before any prediction: `BadFilesError` with all files that cannot be used, `DataError` for a
+    wrong data set, `CheckpointError` for a run that cannot be used, `ConfigError` if a file to
+    write is a folder or the memory is too small. Then `CheckpointError` for maps that are not
+    finite.
 
     >>> from mambaadv2 import evaluate  # doctest: +SKIP
-    >>> result = evaluate("runs/parts", "parts", json_path="numbers.json")  # doctest: +SKIP
+    >>> result = evaluate("runs/parts", "parts", report="parts.html")  # doctest: +SKIP
     >>> print(result.table())  # doctest: +SKIP
     >>> result.mean["image_auroc"], result.classes["screw"].n_good  # doctest: +SKIP
     (0.93, 41)
     """
     start = time.perf_counter()
-    target = None if json_path is None else Path(json_path)
-    if target is not None:
-        # Before the long work, not after it.
-        _prepare(target)
-    records = mvtec_records(data, split="test", classes=classes)
-    model = load(run) if isinstance(run, str | Path) else run
-    results: dict[str, ClassResult] = {}
-    # disable=None: shown on a terminal only.
-    with tqdm(total=len(records), unit="image", disable=None if progress else True) as bar:
-        for name, members in groupby(records, key=lambda record: record.class_name):
-            bar.set_description(name)
-            results[name] = _class_result(model, name, tuple(members), bar)
-    evaluation = Evaluation(classes=results, seconds=time.perf_counter() - start)
-    if target is not None:
-        write_atomically(target, evaluation.to_json().encode())
+    call = Call(
+        folder=Path(run) if isinstance(run, str | os.PathLike) else None,
+        data=Path(data),
+        classes=classes,
+        json_path=_target("json_path", json_path),
+        report=_target("report", report),
+        on_error=on_error,
+        device=device,
+        title=title,
+        command=command,
+        time=datetime.now(UTC),
+    )
+    model = load(run, device=device) if isinstance(run, str | os.PathLike) else run
+    chosen = usable_records(
+        data, split="test", classes=classes, on_error=on_error, progress=progress
+    )
+    results = _results(call, model, chosen.records, progress)
+    evaluation = Evaluation(
+        classes=results, seconds=time.perf_counter() - start, skipped=chosen.skipped
+    )
+    _write(call, model, evaluation, chosen.records, progress)
     return evaluation
 
 
@@ -209,97 +129,224 @@ def class_metrics(
     >>> class_metrics(labels, scores, masks, maps).metrics["mad"]
     1.0
     """
+    marked, pool, empty = masks is not None and labels.any(), None, 0
+    if masks is not None and marked:
+        pool = pooled(masks, maps)
+        empty = sum(not mask.any() for mask, defect in zip(masks, labels, strict=True) if defect)
+    return _metrics(labels, scores, pool, empty)
+
+
+def _metrics(
+    labels: NDArray[np.bool_], scores: NDArray[np.floating], pool: PixelPool | None, empty: int
+) -> ClassResult:
+    """As `class_metrics`; empty: defect images whose mask marks nothing."""
     notes: list[str] = []
     metrics: dict[str, float | None] = dict.fromkeys(METRICS)
+    image_curves = pixel_curves = None
     if not labels.any():
         notes.append("no test image has a defect: metrics undefined")
     elif labels.all():
         notes.append("no test image is good: image metrics undefined")
     else:
-        metrics["image_auroc"] = auroc(labels, scores)
-        metrics["image_ap"] = average_precision(labels, scores)
-        metrics["image_f1max"] = f1_max(labels, scores)[0]
-    if masks is not None and labels.any():
-        pixel, pixel_notes = _pixel_metrics(labels, masks, maps)
-        metrics.update(pixel)
-        notes += pixel_notes
+        image = image_metrics(labels, scores)
+        metrics["image_auroc"] = image.auroc
+        metrics["image_ap"] = image.average_precision
+        metrics["image_f1max"] = image.f1_max
+        image_curves = Curves(roc=image.roc, precision_recall=image.precision_recall)
+    if empty:
+        notes.append(f"{empty} defect image(s) with an empty mask: good to the pixel metrics")
+    if pool is not None:
+        try:
+            pixel = pool.metrics()
+        except UndefinedMetricError:
+            notes.append("no defect pixel or no good pixel: pixel metrics undefined")
+        else:
+            metrics["pixel_auroc"] = pixel.auroc
+            metrics["pixel_ap"] = pixel.average_precision
+            metrics["pixel_f1max"] = pixel.f1_max
+            metrics["pixel_aupro"] = pixel.aupro
+            pixel_curves = Curves(roc=pixel.roc, precision_recall=pixel.precision_recall)
     seven = [value for value in metrics.values() if value is not None]
     metrics["mad"] = math.fsum(seven) / 7 if len(seven) == 7 else None
     n_defect = int(np.count_nonzero(labels))
     return ClassResult(
-        metrics=metrics, n_good=len(labels) - n_defect, n_defect=n_defect, notes=tuple(notes)
+        metrics=metrics,
+        n_good=len(labels) - n_defect,
+        n_defect=n_defect,
+        notes=tuple(notes),
+        image_curves=image_curves,
+        pixel_curves=pixel_curves,
     )
 
 
-def _pixel_metrics(
-    labels: NDArray[np.bool_],
-    masks: Sequence[NDArray[np.bool_]],
-    maps: Sequence[NDArray[np.floating]],
-) -> tuple[dict[str, float | None], list[str]]:
-    """The pixel metrics, none where they are undefined, and notes on them."""
-    empty = sum(not mask.any() for mask, defect in zip(masks, labels, strict=True) if defect)
-    notes = []
-    if empty:
-        notes.append(f"{empty} defect image(s) with an empty mask: good to the pixel metrics")
-    try:
-        found = pixel_metrics(masks, maps)
-    except UndefinedMetricError:
-        return {}, [*notes, "no defect pixel or no good pixel: pixel metrics undefined"]
-    return {
-        "pixel_auroc": found.auroc,
-        "pixel_ap": found.average_precision,
-        "pixel_f1max": found.f1_max,
-        "pixel_aupro": found.aupro,
-    }, notes
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """What of a class must be held: known from the headers of its files."""
+
+    images: int
+    pixels: int
+    """0 where pixel metrics are undefined and so no map is held."""
+    marked: int
+    """Pixels of the images with a defect."""
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> _Size:
+        defects = [record for record in records if record.defect]
+        if not defects or any(record.mask is None for record in defects):
+            return cls(len(records), 0, 0)
+        pixels = marked = 0
+        for record in records:
+            header = read_header(record.path)
+            pixels += header.width * header.height
+            marked += header.width * header.height if record.defect else 0
+        return cls(len(records), pixels, marked)
+
+    @property
+    def need(self) -> int:
+        """Bytes of memory, at most."""
+        return PixelPool.bytes_for(self.pixels, self.marked)
+
+
+def _results(
+    call: Call, model: ImageModel, records: Sequence[Record], progress: bool
+) -> dict[str, ClassResult]:
+    """Class by class, so that the maps of one class at a time are held."""
+    by_class: dict[str, list[Record]] = {}
+    for record in records:
+        by_class.setdefault(record.class_name, []).append(record)
+    sizes = {name: _Size.of(members) for name, members in by_class.items()}
+    _require_memory(sizes, progress)
+    results: dict[str, ClassResult] = {}
+    # disable=None: shown on a terminal only.
+    with tqdm(total=len(records), unit="image", disable=None if progress else True) as bar:
+        for name, members in by_class.items():
+            bar.set_description(name)
+            results[name] = _class_result(call, model, members, sizes[name], bar)
+    return results
 
 
 def _class_result(
-    model: ImageModel, name: str, records: Sequence[Record], bar: tqdm
+    call: Call, model: ImageModel, records: Sequence[Record], size: _Size, bar: tqdm
 ) -> ClassResult:
-    defects = [record for record in records if record.defect]
-    unmasked = sorted({record.defect_type for record in defects if record.mask is None})
-    scores: list[float] = []
-    # Without a defect no pixel metric is defined, so nothing need be held.
-    masks: list[NDArray[np.bool_]] | None = None if unmasked or not defects else []
-    maps: list[NDArray[np.float32]] = []
+    pool = PixelPool(size.pixels, size.marked, np.dtype(np.float32)) if size.pixels else None
+    picker = None if call.report is None else GalleryPicker(colour_range(model))
+    images: list[ImageResult] = []
+    empty = 0
     found = predict_paths(model, [record.path for record in records])
-    for record, (path, image, prediction, _) in zip(records, found, strict=True):
+    for record, (path, rgb, prediction, _) in zip(records, found, strict=True):
         assert path == record.path, (path, record.path)
-        scores.append(prediction.score)
-        if masks is not None:
-            masks.append(_mask(record, (image.shape[0], image.shape[1])))
-            maps.append(prediction.map)
+        mask = None
+        if record.mask is not None and (pool is not None or picker is not None):
+            mask = read_mask(record.mask)
+            empty += pool is not None and not mask.any()
+        images.append(_image_result(record, prediction, call.data))
+        if pool is not None:
+            good = np.zeros(rgb.shape[:2], dtype=np.bool_)
+            pool.add(good if mask is None else mask, prediction.map)
+        if picker is not None:
+            _require_threshold(prediction)
+            picker.add(images[-1], rgb, prediction.map, mask)
         bar.update()
-    labels = np.array([record.defect for record in records])
-    result = class_metrics(labels, np.array(scores), masks, maps)
+    labels = np.array([image.defect for image in images])
+    result = _metrics(labels, np.array([image.score for image in images]), pool, empty)
+    return dataclasses.replace(
+        result,
+        notes=(*_notes(model, records), *result.notes),
+        images=tuple(images),
+        gallery=None if picker is None else picker.gallery(),
+    )
+
+
+def _image_result(record: Record, prediction: Prediction, data: Path) -> ImageResult:
+    root = data if data.is_dir() else data.parent
+    inside = record.path.is_relative_to(root)
+    return ImageResult(
+        name=(record.path.relative_to(root) if inside else record.path).as_posix(),
+        kind=record.defect_type,
+        defect=record.defect,
+        score=prediction.score,
+        threshold=prediction.threshold,
+        flagged=prediction.defect,
+        found_class=prediction.class_name,
+    )
+
+
+def _notes(model: ImageModel, records: Sequence[Record]) -> list[str]:
+    """What the records and the model alone tell about a class."""
+    unmasked = {record.defect_type for record in records if record.defect and record.mask is None}
     notes = []
     if unmasked:
-        notes.append(f"no masks for {', '.join(unmasked)}: pixel metrics undefined")
-    if name not in model.classes:
+        notes.append(f"no masks for {', '.join(sorted(unmasked))}: pixel metrics undefined")
+    if records[0].class_name not in model.classes:
         notes.append("the model was not trained on this class")
-    return dataclasses.replace(result, notes=(*notes, *result.notes))
+    return notes
 
 
-def _mask(record: Record, size: tuple[int, int]) -> NDArray[np.bool_]:
-    if record.mask is None:
-        return np.zeros(size, dtype=np.bool_)
-    mask = read_mask(record.mask)
-    if mask.shape != size:
-        raise DataError(
-            f"{record.mask}: expected the size of its image, {size[1]} x {size[0]} pixels as "
-            f"{record.path}, found {mask.shape[1]} x {mask.shape[0]}; "
-            "they are compared pixel by pixel: export the mask in the image's size"
+def _require_memory(sizes: Mapping[str, _Size], progress: bool) -> None:
+    name, size = max(sizes.items(), key=lambda item: item[1].need)
+    if not size.need:
+        return
+    free = free_memory()
+    if size.need > free:
+        raise ConfigError(
+            f"class {name!r}: its maps ({size.images} images, {size.pixels / 1e6:.0f} million "
+            f"pixels) need up to {_amount(size.need)} of memory, {_amount(free)} are free; "
+            "evaluate where there is more, or fewer or smaller test images of this class"
         )
-    return mask
+    images = f"{size.images} image{'s' if size.images > 1 else ''}"
+    need = _amount(size.need)
+    _say(f"memory: up to {need} for the maps of the largest class, {name} ({images})", progress)
 
 
-def _row(name: str, metrics: Mapping[str, float | None], n_good: int, n_defect: int) -> list[str]:
-    values = (metrics[metric] for metric in METRICS)
-    percents = ("-" if value is None else f"{100 * value:.1f}" for value in values)
-    return [name, *percents, str(n_good), str(n_defect)]
+def _amount(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 0.95e9 else f"{size / 1e6:.1f} MB"
 
 
-def _prepare(target: Path) -> None:
+def _require_threshold(prediction: Prediction) -> None:
+    if not 0 < prediction.threshold < math.inf:
+        raise ConfigError(
+            "report: expected a model with a threshold above 0 for every image, got "
+            f"{prediction.threshold}; without one there is nothing to call a miss"
+        )
+
+
+def _write(
+    call: Call,
+    model: ImageModel,
+    evaluation: Evaluation,
+    records: Sequence[Record],
+    progress: bool,
+) -> None:
+    """Everything that was asked for, and what belongs into the run folder."""
+    if call.json_path is not None:
+        write_atomically(call.json_path, evaluation.to_json().encode())
+    if call.folder is None and call.report is None:
+        return
+    digest = data_sha256(records)
+    if call.report is not None:
+        page = report_page(evaluation, facts(call, model, evaluation, digest))
+        write_atomically(call.report, page.encode())
+    if call.folder is not None:
+        try:
+            write_evaluation(call.folder, evaluation, call.time, digest)
+        except OSError as error:
+            _say(f"{call.folder}: left as it is, it cannot be written to ({error})", progress)
+
+
+def _target(name: str, path: Path | str | None) -> Path | None:
+    """A file to write, checked before the long work and not after it."""
+    if path is None:
+        return None
+    target = Path(path)
     if target.is_dir():
-        raise ConfigError(f"json_path: expected a file to write, {target} is a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
+        raise ConfigError(f"{name}: expected a file to write, {target} is a folder")
+    with writing_to(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(target.parent, os.W_OK):
+        raise ConfigError(f"{name}: cannot write to {target.parent}; choose another folder")
+    return target
+
+
+def _say(text: str, progress: bool) -> None:
+    if progress:
+        tqdm.write(text, file=sys.stderr)

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from mambaadv2.metrics.ranking import auroc, average_precision, f1_max
-from mambaadv2.metrics.region import PixelMetrics, aupro, pixel_metrics
+from mambaadv2.metrics.curve import Curve
+from mambaadv2.metrics.ranking import (
+    RankingMetrics,
+    auroc,
+    average_precision,
+    f1_max,
+    image_metrics,
+)
+from mambaadv2.metrics.region import PixelMetrics, PixelPool, aupro, pixel_metrics, pooled
 
-__all__ = ["PixelMetrics", "aupro", "auroc", "average_precision", "f1_max", "pixel_metrics"]
+__all__ = [
+    "Curve",
+    "PixelMetrics",
+    "PixelPool",
+    "RankingMetrics",
+    "aupro",
+    "auroc",
+    "average_precision",
+    "f1_max",
+    "image_metrics",
+    "pixel_metrics",
+    "pooled",
+]

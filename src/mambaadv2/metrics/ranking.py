@@ -9,81 +9,121 @@ shapes that do not match raise `ValueError`.
 Only the scores of the defects matter as thresholds. Lowering a threshold past good scores alone
 moves no defect, so the ROC curve runs straight there, recall stands still and F1 can only fall.
 `Ranking` therefore holds counts at the defects' scores only: for pixels that is a few percent of
-all of them, and the good ones need a sort of bare values, not of indices.
+all of them, and the good ones need a sort of bare values, not of indices. Rankings come in blocks
+of `BLOCK` defects, so that counting needs no memory of the size of the scores.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mambaadv2.errors import UndefinedMetricError
+from mambaadv2.metrics.curve import Curve, thinned
+
+BLOCK = 2**16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """Counts at the T distinct scores of the defects, from the highest score down.
+    """Counts at T distinct scores of the defects, from the highest score down.
 
     thresholds: (T,) floats, strictly falling.
-    true_positives: (T,) int64, defects scored at or above the threshold; the last is all of them.
+    true_positives: (T,) int64, defects scored at or above the threshold.
     false_positives: (T,) int64, good ones scored at or above the threshold.
     false_positives_above: (T,) int64, good ones scored strictly above it.
-    n_good: all good ones.
     """
 
     thresholds: NDArray[np.floating]
     true_positives: NDArray[np.int64]
     false_positives: NDArray[np.int64]
     false_positives_above: NDArray[np.int64]
-    n_good: int
-
-    @property
-    def n_defect(self) -> int:
-        """All defects."""
-        return int(self.true_positives[-1])
-
-    def auroc(self) -> float:
-        """See the function `auroc`."""
-        defects = np.diff(self.true_positives, prepend=0)
-        # Twice the good ones below plus those equal: integers, so only the division rounds.
-        twice_below = 2 * self.n_good - self.false_positives - self.false_positives_above
-        return int(defects @ twice_below) / (2 * self.n_defect * self.n_good)
-
-    def average_precision(self) -> float:
-        """See the function `average_precision`."""
-        precision = self.true_positives / (self.true_positives + self.false_positives)
-        return float(np.diff(self.true_positives, prepend=0) @ precision / self.n_defect)
-
-    def f1_max(self) -> tuple[float, float]:
-        """See the function `f1_max`."""
-        f1 = 2 * self.true_positives / (self.true_positives + self.false_positives + self.n_defect)
-        best = int(np.argmax(f1))
-        return float(f1[best]), float(self.thresholds[best])
 
 
-def rank(defect: NDArray[np.floating], good: NDArray[np.floating]) -> Ranking:
-    """Count at the defects' scores. Both arrays are 1-D, of one dtype, finite and sorted ascending.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingMetrics:
+    """The three metrics, each 0..1, the threshold of the best F1 and both curves."""
+
+    auroc: float
+    average_precision: float
+    f1_max: float
+    f1_threshold: float
+    """In the unit of the scores; see the function `f1_max`."""
+    roc: Curve = field(repr=False)
+    """(false positive rate, true positive rate) from (0, 0) to (1, 1)."""
+    precision_recall: Curve = field(repr=False)
+    """(recall, precision) at the defects' scores, from the highest score on."""
+
+
+def rank(
+    defect: NDArray[np.floating], good: NDArray[np.floating], *, block: int = BLOCK
+) -> Iterator[Ranking]:
+    """Count at the defects' scores, from the highest on, about `block` defects at a time.
+
+    Both arrays are 1-D, of one dtype, finite and sorted ascending. Equal scores are never parted.
+    """
+    end = defect.size
+    while end:
+        start = int(np.searchsorted(defect, defect[max(0, end - block)], side="left"))
+        part = defect[start:end]
+        first = np.flatnonzero(np.concatenate(([True], part[1:] != part[:-1])))[::-1]
+        thresholds = part[first]
+        ascending = thresholds[::-1]  # sorted needles keep the binary searches within the cache
+        below = np.searchsorted(good, ascending, side="left")[::-1]
+        not_above = np.searchsorted(good, ascending, side="right")[::-1]
+        yield Ranking(
+            thresholds=thresholds,
+            true_positives=defect.size - start - first,
+            false_positives=good.size - below,
+            false_positives_above=good.size - not_above,
+        )
+        end = start
+
+
+def ranking_metrics(
+    defect: NDArray[np.floating], good: NDArray[np.floating], *, block: int = BLOCK
+) -> RankingMetrics:
+    """All metrics of `rank`'s counts in one pass; arrays as there.
 
     Raises `UndefinedMetricError` if either is empty.
     """
-    if not defect.size or not good.size:
+    n_defect, n_good = defect.size, good.size
+    if not n_defect or not n_good:
         raise UndefinedMetricError(
-            f"the metric needs defects and good ones; got {defect.size} defects and {good.size} "
+            f"the metric needs defects and good ones; got {n_defect} defects and {n_good} "
             "good: report it as undefined, not as a number"
         )
-    first = np.flatnonzero(np.concatenate(([True], defect[1:] != defect[:-1])))[::-1]
-    thresholds = defect[first]
-    ascending = thresholds[::-1]  # sorted needles keep the binary searches within the cache
-    below = np.searchsorted(good, ascending, side="left")[::-1]
-    not_above = np.searchsorted(good, ascending, side="right")[::-1]
-    return Ranking(
-        thresholds=thresholds,
-        true_positives=defect.size - first,
-        false_positives=good.size - below,
-        false_positives_above=good.size - not_above,
-        n_good=good.size,
+    found = twice_below = 0
+    precision_sum, best, threshold = 0.0, -1.0, 0.0
+    roc: list[tuple[float, float]] = []
+    precision_recall: list[tuple[float, float]] = []
+    for part in rank(defect, good, block=block):
+        hits, alarms, above = part.true_positives, part.false_positives, part.false_positives_above
+        before = np.concatenate(([found], hits[:-1]))
+        gained = hits - before
+        # Twice the good ones below plus those equal: integers, so only the division rounds.
+        twice_below += int(gained @ (2 * n_good - alarms - above))
+        precision = hits / (hits + alarms)
+        precision_sum += float(gained @ precision)
+        f1 = 2 * hits / (hits + alarms + n_defect)
+        top = int(np.argmax(f1))
+        if f1[top] > best:
+            best, threshold = float(f1[top]), float(part.thresholds[top])
+        # Per threshold two points: past the good ones above it, flat; then over the ties at it.
+        rates = np.column_stack((above, alarms)).ravel() / n_good
+        roc += thinned(rates, np.column_stack((before, hits)).ravel() / n_defect)
+        precision_recall += thinned(hits / n_defect, precision)
+        found = int(hits[-1])
+    return RankingMetrics(
+        auroc=twice_below / (2 * n_defect * n_good),
+        average_precision=precision_sum / n_defect,
+        f1_max=best,
+        f1_threshold=threshold,
+        roc=tuple(dict.fromkeys(((0.0, 0.0), *roc, (1.0, 1.0)))),
+        precision_recall=tuple(precision_recall),
     )
 
 
@@ -96,7 +136,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> auroc([False, False, True, True], [0.1, 0.4, 0.35, 0.8])
     0.75
     """
-    return _ranking(labels, scores).auroc()
+    return image_metrics(labels, scores).auroc
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -108,7 +148,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> round(average_precision([False, False, True, True], [0.1, 0.4, 0.35, 0.8]), 4)
     0.8333
     """
-    return _ranking(labels, scores).average_precision()
+    return image_metrics(labels, scores).average_precision
 
 
 def f1_max(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
@@ -122,10 +162,19 @@ def f1_max(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
     >>> round(f1, 4), threshold
     (0.8, 0.35)
     """
-    return _ranking(labels, scores).f1_max()
+    found = image_metrics(labels, scores)
+    return found.f1_max, found.f1_threshold
 
 
-def _ranking(labels: ArrayLike, scores: ArrayLike) -> Ranking:
+def image_metrics(labels: ArrayLike, scores: ArrayLike) -> RankingMetrics:
+    """`auroc`, `average_precision` and `f1_max` with their curves, from one sort.
+
+    >>> found = image_metrics([False, False, True, True], [0.1, 0.4, 0.35, 0.8])
+    >>> found.auroc, found.f1_threshold
+    (0.75, 0.35)
+    >>> found.roc
+    ((0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 1.0), (1.0, 1.0))
+    """
     defect, value = np.asarray(labels), np.asarray(scores)
     if defect.ndim != 1 or value.shape != defect.shape:
         raise ValueError(
@@ -141,4 +190,4 @@ def _ranking(labels: ArrayLike, scores: ArrayLike) -> Ranking:
     if not np.isfinite(value).all():
         at = int(np.argmin(np.isfinite(value)))
         raise ValueError(f"scores must be finite; scores[{at}] is {value[at]}")
-    return rank(np.sort(value[defect]), np.sort(value[~defect]))
+    return ranking_metrics(np.sort(value[defect]), np.sort(value[~defect]))

@@ -7,22 +7,27 @@ without a defect belong in both lists with an all-false mask.
 Per-region overlap (PRO) at a threshold is the share of a region's pixels at or above it, averaged
 over all regions of all images; a region is a connected component of the mask with 8 neighbours. So
 a pixel of a region of n pixels adds 1 / (n x number of regions) once the threshold reaches it, and
-the whole curve is a running sum over the defect pixels in the order of their scores.
+from there to the right edge of the curve it adds to the area, however the other pixels are scored:
+the area is a plain sum over the defect pixels, and needs only the good pixels sorted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from mambaadv2.errors import UndefinedMetricError
-from mambaadv2.metrics.ranking import Ranking, rank
+from mambaadv2.metrics.curve import Curve
+from mambaadv2.metrics.ranking import BLOCK, ranking_metrics
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)
+
+
+FPR_LIMIT = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +39,115 @@ class PixelMetrics:
     f1_max: float
     f1_threshold: float
     aupro: float
+    roc: Curve = field(repr=False)
+    """As in `RankingMetrics`, over all pixels as one list."""
+    precision_recall: Curve = field(repr=False)
+
+
+class PixelPool:
+    """The scores of all pixels of a class, gathered image by image so that no map need be kept.
+
+    n_pixels: of all images that will be added. n_marked: of those among them whose mask is not
+    empty; defect pixels cannot be more. dtype: of the scores; maps of another dtype are refused.
+
+    >>> pool = PixelPool(4, 4, np.dtype(np.float64))
+    >>> pool.add(np.array([[True, False], [False, False]]), np.array([[0.9, 0.2], [0.1, 0.3]]))
+    >>> pool.metrics().aupro
+    1.0
+    """
+
+    def __init__(self, n_pixels: int, n_marked: int, dtype: np.dtype[np.floating]) -> None:
+        # Good pixels fill the front, defects the back. What is never filled never becomes memory.
+        self._scores: NDArray[np.floating] = np.empty(n_pixels, dtype=dtype)
+        self._sizes = np.empty(n_marked, dtype=np.int32)  # of each defect pixel's region
+        self._n_good = self._n_defect = self._n_regions = self._added = 0
+
+    @staticmethod
+    def bytes_for(n_pixels: int, n_marked: int) -> int:
+        """Memory of a pool of float32 maps, at most; metrics take no more than a few MB besides."""
+        return 4 * n_pixels + 4 * n_marked
+
+    def add(self, mask: NDArray[np.bool_], scores: NDArray[np.floating]) -> None:
+        """Take in one image: mask (H, W), all False where it is good, and map (H, W).
+
+        Raises `ValueError` for wrong shapes and dtypes and for a map that is not finite.
+        """
+        _check(self._added, mask, scores)
+        if scores.dtype != self._scores.dtype:
+            raise ValueError(
+                f"maps must be {self._scores.dtype}; maps[{self._added}] is {scores.dtype}"
+            )
+        self._added += 1
+        inside = scores[mask]
+        if inside.size:
+            region = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)[0][mask]
+            counts = np.bincount(region)
+            first = self._scores.size - self._n_defect
+            self._scores[first - inside.size : first] = inside[::-1]
+            self._sizes[self._n_defect : self._n_defect + inside.size] = counts[region]
+            self._n_defect += inside.size
+            self._n_regions += counts.size - 1
+        outside = scores[~mask]
+        self._scores[self._n_good : self._n_good + outside.size] = outside
+        self._n_good += outside.size
+
+    def metrics(self, *, fpr_limit: float = FPR_LIMIT) -> PixelMetrics:
+        """See `pixel_metrics`. Sorts in place, so this can be asked once.
+
+        Raises `UndefinedMetricError` if no pixel is defective or none is good.
+        """
+        if not self._n_good or not self._n_defect:
+            raise UndefinedMetricError(
+                f"pixel metrics need defect pixels and good pixels; got {self._n_defect} defect "
+                f"and {self._n_good} good pixels in {self._added} masks: report them as undefined"
+            )
+        good = self._scores[: self._n_good]
+        defect = self._scores[self._scores.size - self._n_defect :][::-1]
+        good.sort()
+        area = self._area(good, defect, fpr_limit)
+        self._sizes = np.empty(0, dtype=np.int32)
+        ascending = defect[::-1]
+        ascending.sort()
+        found = ranking_metrics(ascending, good)
+        return PixelMetrics(
+            auroc=found.auroc,
+            average_precision=found.average_precision,
+            f1_max=found.f1_max,
+            f1_threshold=found.f1_threshold,
+            aupro=area,
+            roc=found.roc,
+            precision_recall=found.precision_recall,
+        )
+
+    def _area(
+        self, good: NDArray[np.floating], defect: NDArray[np.floating], limit: float
+    ) -> float:
+        """AUPRO; `good` is sorted, `defect` is in the order of `_sizes`."""
+        total = 0.0
+        for start in range(0, defect.size, BLOCK):
+            scores = defect[start : start + BLOCK]
+            order = np.argsort(scores)  # sorted needles keep the searches within the cache
+            below = np.empty(scores.size, dtype=np.int64)
+            not_above = np.empty(scores.size, dtype=np.int64)
+            below[order] = np.searchsorted(good, scores[order], side="left")
+            not_above[order] = np.searchsorted(good, scores[order], side="right")
+            left = (good.size - not_above) / good.size
+            right = (good.size - below) / good.size
+            # A pixel lifts the curve along a ramp over the good ones that tie with it.
+            whole = np.clip(limit - (left + right) / 2, 0.0, None)
+            cut = np.clip(limit - left, 0.0, None) ** 2 / (2 * np.maximum(right - left, 1e-300))
+            total += float(np.where(right <= limit, whole, cut) @ (1 / self._sizes_at(start)))
+        return total / (self._n_regions * limit)
+
+    def _sizes_at(self, start: int) -> NDArray[np.int32]:
+        return self._sizes[start : min(start + BLOCK, self._n_defect)]
 
 
 def pixel_metrics(
     masks: Sequence[NDArray[np.bool_]],
     maps: Sequence[NDArray[np.floating]],
     *,
-    fpr_limit: float = 0.3,
+    fpr_limit: float = FPR_LIMIT,
 ) -> PixelMetrics:
     """AUROC, average precision, best F1 (over all pixels as one list) and AUPRO, from one sort.
 
@@ -52,23 +159,16 @@ def pixel_metrics(
     >>> found.auroc, found.average_precision, found.f1_max, found.f1_threshold, found.aupro
     (1.0, 1.0, 1.0, 0.9, 1.0)
     """
-    _check_limit(fpr_limit)
-    ranking, overlap = _region_ranking(masks, maps)
-    f1, threshold = ranking.f1_max()
-    return PixelMetrics(
-        auroc=ranking.auroc(),
-        average_precision=ranking.average_precision(),
-        f1_max=f1,
-        f1_threshold=threshold,
-        aupro=_area(ranking, overlap, fpr_limit),
-    )
+    if not 0 < fpr_limit <= 1:
+        raise ValueError(f"fpr_limit must be above 0 and at most 1; got {fpr_limit}")
+    return pooled(masks, maps).metrics(fpr_limit=fpr_limit)
 
 
 def aupro(
     masks: Sequence[NDArray[np.bool_]],
     maps: Sequence[NDArray[np.floating]],
     *,
-    fpr_limit: float = 0.3,
+    fpr_limit: float = FPR_LIMIT,
 ) -> float:
     """Area under PRO against the false positive rate, up to `fpr_limit` and divided by it: 0..1.
 
@@ -87,93 +187,33 @@ def aupro(
     >>> round(aupro([mask], [scores], fpr_limit=0.5), 4)
     0.25
     """
-    _check_limit(fpr_limit)
-    ranking, overlap = _region_ranking(masks, maps)
-    return _area(ranking, overlap, fpr_limit)
+    return pixel_metrics(masks, maps, fpr_limit=fpr_limit).aupro
 
 
-def _check_limit(fpr_limit: float) -> None:
-    if not 0 < fpr_limit <= 1:
-        raise ValueError(f"fpr_limit must be above 0 and at most 1; got {fpr_limit}")
-
-
-def _region_ranking(
-    masks: Sequence[NDArray[np.bool_]], maps: Sequence[NDArray[np.floating]]
-) -> tuple[Ranking, NDArray[np.float64]]:
-    """Rank all pixels; the array is the PRO at each threshold of the ranking, rising to 1."""
-    good, defect, weight = _pooled(masks, maps)
-    good.sort()
-    order = np.argsort(defect)
-    ranking = rank(defect[order], good)
-    found = np.cumsum(weight[order[::-1]])
-    return ranking, found[ranking.true_positives - 1] / found[-1]
-
-
-def _pooled(
-    masks: Sequence[NDArray[np.bool_]], maps: Sequence[NDArray[np.floating]]
-) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.float64]]:
-    """Scores of all good pixels, of all defect pixels, and 1 / region size of the latter."""
-    n_pixels, n_defect = _checked_counts(masks, maps)
-    # Filled in place: lists joined at the end would hold the scores of a whole class twice.
-    dtype = np.result_type(*{scores.dtype for scores in maps})
-    good = np.empty(n_pixels - n_defect, dtype=dtype)
-    defect = np.empty(n_defect, dtype=dtype)
-    weight = np.empty(n_defect, dtype=np.float64)
-    good_end = defect_end = 0
-    for mask, scores in zip(masks, maps, strict=True):
-        outside = scores[~mask]
-        good[good_end : good_end + outside.size] = outside
-        good_end += outside.size
-        inside = scores[mask]
-        if inside.size:
-            region = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)[0][mask]
-            defect[defect_end : defect_end + inside.size] = inside
-            weight[defect_end : defect_end + inside.size] = 1 / np.bincount(region)[region]
-            defect_end += inside.size
-    return good, defect, weight
-
-
-def _checked_counts(
-    masks: Sequence[NDArray[np.bool_]], maps: Sequence[NDArray[np.floating]]
-) -> tuple[int, int]:
-    """Check every mask and map; the number of pixels and of defect pixels."""
+def pooled(masks: Sequence[NDArray[np.bool_]], maps: Sequence[NDArray[np.floating]]) -> PixelPool:
+    """A pool of images that are at hand; errors as in `aupro`."""
     if len(masks) != len(maps):
         raise ValueError(f"one mask per map; got {len(masks)} masks and {len(maps)} maps")
-    n_pixels = n_defect = 0
     for at, (mask, scores) in enumerate(zip(masks, maps, strict=True)):
-        if mask.dtype != np.bool_ or mask.ndim != 2:
-            raise ValueError(
-                f"masks must be boolean (H, W); masks[{at}] is {mask.dtype} of shape {mask.shape}: "
-                "pass `mask > 0` or so"
-            )
-        if not np.issubdtype(scores.dtype, np.floating) or scores.shape != mask.shape:
-            raise ValueError(
-                f"maps must be floating point in the shape of their masks; maps[{at}] is "
-                f"{scores.dtype} of shape {scores.shape}, its mask has shape {mask.shape}"
-            )
-        if not np.isfinite(scores).all():
-            raise ValueError(f"maps must be finite; maps[{at}] holds NaN or infinity")
-        n_pixels += mask.size
-        n_defect += int(np.count_nonzero(mask))
-    if n_defect in (0, n_pixels):
-        raise UndefinedMetricError(
-            f"pixel metrics need defect pixels and good pixels; got {n_defect} defect and "
-            f"{n_pixels - n_defect} good pixels in {len(masks)} masks: report them as undefined"
+        _check(at, mask, scores)
+    marked = sum(mask.size for mask in masks if mask.any())
+    dtype = np.result_type(np.float32, *{scores.dtype for scores in maps})
+    pool = PixelPool(sum(mask.size for mask in masks), marked, dtype)
+    for mask, scores in zip(masks, maps, strict=True):
+        pool.add(mask, scores.astype(dtype, copy=False))
+    return pool
+
+
+def _check(at: int, mask: NDArray[np.bool_], scores: NDArray[np.floating]) -> None:
+    if mask.dtype != np.bool_ or mask.ndim != 2:
+        raise ValueError(
+            f"masks must be boolean (H, W); masks[{at}] is {mask.dtype} of shape {mask.shape}: "
+            "pass `mask > 0` or so"
         )
-    return n_pixels, n_defect
-
-
-def _area(ranking: Ranking, overlap: NDArray[np.float64], fpr_limit: float) -> float:
-    # Per threshold two points: past the good scores above it, flat; then over the ties at it.
-    zero = np.zeros(1)
-    right = np.column_stack((ranking.false_positives_above, ranking.false_positives)).ravel()
-    rate = np.concatenate((zero, right / ranking.n_good, zero + 1))
-    up = np.column_stack((np.concatenate((zero, overlap[:-1])), overlap)).ravel()
-    height = np.concatenate((zero, up, zero + 1))
-    end = int(np.searchsorted(rate, fpr_limit, side="right"))
-    if end < rate.size:
-        share = (fpr_limit - rate[end - 1]) / (rate[end] - rate[end - 1])
-        at_limit = height[end - 1] + share * (height[end] - height[end - 1])
-        rate = np.append(rate[:end], fpr_limit)
-        height = np.append(height[:end], at_limit)
-    return float(np.diff(rate) @ (height[1:] + height[:-1]) / (2 * fpr_limit))
+    if not np.issubdtype(scores.dtype, np.floating) or scores.shape != mask.shape:
+        raise ValueError(
+            f"maps must be floating point in the shape of their masks; maps[{at}] is "
+            f"{scores.dtype} of shape {scores.shape}, its mask has shape {mask.shape}"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError(f"maps must be finite; maps[{at}] holds NaN or infinity")

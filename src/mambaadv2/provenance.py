@@ -1,0 +1,193 @@
+"""How an evaluation came about: command, hashes, environments, the run's own records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mambaadv2.checkpoint import ModelCard, read_card
+from mambaadv2.data.record import Record
+from mambaadv2.errors import DataError
+from mambaadv2.files import write_atomically
+from mambaadv2.predict import ImageModel, Predictor
+from mambaadv2.report import Facts
+from mambaadv2.results import Evaluation, json_text
+
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What an evaluation was asked for; arguments as in `mambaadv2.evaluate`."""
+
+    folder: Path | None
+    """The run's, None for a model in memory."""
+    data: Path
+    classes: Sequence[str] | None
+    json_path: Path | None
+    report: Path | None
+    on_error: str
+    device: str
+    title: str | None
+    command: str | None
+    time: datetime
+
+    def named(self) -> str:
+        """The report's title: the one asked for, else the run's name."""
+        if self.title is not None or self.folder is None:
+            return self.title or "Evaluation of a model in memory"
+        return f"Evaluation of {self.folder.resolve().name}"
+
+    def typed(self) -> str:
+        """The command asked for, else the one that repeats the call, where flags can say it."""
+        if self.command is not None:
+            return self.command
+        if self.folder is None or self.classes is not None:
+            run = "model" if self.folder is None else repr(str(self.folder))
+            chosen = "" if self.classes is None else f", classes={list(self.classes)!r}"
+            return (
+                f"mambaadv2.evaluate({run}, {str(self.data)!r}{chosen}, "
+                f"on_error={self.on_error!r}, device={self.device!r})"
+            )
+        words = ["mambaadv2", "evaluate", str(self.folder), str(self.data)]
+        for flag, path in (("--json", self.json_path), ("--report", self.report)):
+            words += [] if path is None else [flag, str(path)]
+        words += [] if self.on_error == "stop" else ["--on-error", self.on_error]
+        words += [] if self.device == "auto" else ["--device", self.device]
+        return shlex.join(words)
+
+
+def data_sha256(records: Sequence[Record]) -> str:
+    """SHA-256 over class, defect type, file name and content of all images and masks, in order.
+
+    Where the data set lies does not count. Raises `DataError` naming a file that cannot be read.
+    """
+    total = hashlib.sha256()
+    for record in records:
+        names = (record.class_name, record.defect_type, record.path.name)
+        total.update("\0".join((*names, "mask" if record.mask else "")).encode() + b"\0")
+        for path in (record.path, record.mask):
+            if path is None:
+                continue
+            try:
+                with path.open("rb") as file:
+                    total.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return total.hexdigest()
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, time: datetime, digest: str) -> None:
+    """Write RUN/evaluation.json and refresh the model card, which shows its numbers.
+
+    digest: from `data_sha256`. Raises `OSError` where the folder cannot be written to.
+    """
+    from mambaadv2 import __version__
+    from mambaadv2.modelcard import write_model_card
+
+    content = {
+        "mambaadv2": __version__,
+        "time_utc": time.isoformat(timespec="seconds"),
+        "data_sha256": digest,
+        "weights_sha256": read_card(folder)[1],
+        **evaluation.content(),
+    }
+    write_atomically(folder / EVALUATION, json_text(content).encode())
+    write_model_card(folder)
+
+
+def facts(call: Call, model: ImageModel, evaluation: Evaluation, digest: str) -> Facts:
+    """What the report says beside the numbers; digest: from `data_sha256`."""
+    from mambaadv2.runlog import environment
+
+    card = model.card if isinstance(model, Predictor) else None
+    time = call.time.strftime("%Y-%m-%d %H:%M UTC")
+    tables: dict[str, Mapping[str, object]] = {
+        "Evaluation": {
+            "protocol": f"{evaluation.protocol}: maps and masks in the image's own size, exact "
+            "over all thresholds, AUPRO to a false positive rate of 0.3",
+            "data set": call.data,
+            "SHA-256 of the test files": digest,
+            "time": time,
+            "duration": f"{evaluation.seconds:.0f} s for {evaluation.images} images",
+        },
+        "Machine of the evaluation": environment(),
+    }
+    if card is not None:
+        tables["Model"] = _of_model(card, call.folder)
+        tables["Training"] = card.training
+    if call.folder is not None:
+        tables["Machine of the training"] = _json_object(call.folder / "environment.json")
+    return Facts(
+        title=call.named(),
+        command=call.typed(),
+        time=time,
+        tables={heading: _texts(rows) for heading, rows in tables.items() if rows},
+        thresholds={} if card is None else card.thresholds,
+        held_out={} if card is None else card.calibration_scores,
+        held_out_images={} if card is None else card.calibration_images,
+        loss=[] if call.folder is None else _loss(call.folder / "metrics.jsonl"),
+        colour_range=colour_range(model),
+    )
+
+
+def _of_model(card: ModelCard, folder: Path | None) -> dict[str, object]:
+    return {
+        "run folder": folder,
+        "SHA-256 of the weights": read_card(folder)[1] if folder else None,
+        "classes": ", ".join(card.classes),
+        "encoder": card.encoder.name,
+        "SHA-256 of the encoder's weights": card.encoder.sha256,
+        "licence of the encoder": card.encoder.licence,
+        "input, height x width": " x ".join(map(str, card.model.image_size)),
+        "score": card.model.score,
+    }
+
+
+def colour_range(model: ImageModel) -> tuple[float, float]:
+    """Where heat colours begin and end in multiples of the threshold: the model's own, or ours."""
+    if isinstance(model, Predictor):
+        return model.colour_scale.low, model.colour_scale.high
+    return 0.5, 2.0
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    """Names with spaces for underscores, values as text; what is None is left out."""
+    return {
+        name.replace("_", " "): ", ".join(f"{key} {item}" for key, item in value.items())
+        if isinstance(value, Mapping)
+        else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _json_object(path: Path) -> Mapping[str, Any]:
+    """Empty where there is none that can be read: a report is not worth an error."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _loss(path: Path) -> list[tuple[float, float]]:
+    """(epoch, loss) of every line that says both."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    points = []
+    for text in lines:
+        try:
+            line = json.loads(text)
+            points.append((float(line["epoch"]), float(line["loss"])))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return points
