@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -268,6 +269,44 @@ def test_a_field_of_another_kind_is_refused(run: Path, field: str, value: object
     edit(run, lambda content: content.update({field: value}))
     with pytest.raises(CheckpointError, match=r"model\.(json|safetensors)"):
         load_run(run, CPU)
+
+
+def places(content: object, way: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The way to every value in parsed JSON, of lists to the first two."""
+    items: Iterable[tuple[str | int, object]] = ()
+    if isinstance(content, dict):
+        items = content.items()
+    elif isinstance(content, list):
+        items = list(enumerate(content))[:2]
+    for key, value in items:
+        yield (*way, key)
+        yield from places(value, (*way, key))
+
+
+WRONG = ["x", 5, -1, None, [], {}, [[]], {"a": 1}, True, 10**400, 1e308, ["x"], [None]]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: str(value)[:8])
+def test_whatever_stands_in_a_description_it_is_read_or_refused(run: Path, value: object) -> None:
+    whole = json.loads((run / "model.json").read_text())
+    refusals = 0
+    for *way, last in places(whole):
+        content = copy.deepcopy(whole)
+        inner = content
+        for key in way:
+            inner = inner[key]
+        inner[last] = value
+        (run / "model.json").write_text(json.dumps(content))
+        try:
+            read_card(run)
+        except CheckpointError as error:
+            refusals += str(run / "model.json") in str(error)
+    assert refusals > 20
+
+
+def test_json_that_is_too_deep_is_refused(run: Path) -> None:
+    (run / "model.json").write_text("[" * 100_000)
+    refused(run, "model.json", "cannot be read as JSON")
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])

@@ -20,10 +20,12 @@ import pytest
 from mambaadv2.checkpoint import read_card
 from mambaadv2.errors import CheckpointError, ConfigError, RunBusyError, TrainingInterruptedError
 from mambaadv2.files import locked
-from mambaadv2.fit import TrainConfig
+from mambaadv2.fit import TimePlan, TrainConfig
 from mambaadv2.image import write_png
 from mambaadv2.model.config import ModelConfig
+from mambaadv2.model.scoring import class_descriptor
 from mambaadv2.resume import differences
+from mambaadv2.snapshot import Snapshots
 from mambaadv2.train import train_model
 
 MODEL = ModelConfig(
@@ -52,7 +54,7 @@ torch.set_num_threads(1)
 from mambaadv2 import files, snapshot
 from mambaadv2.train import train_model
 from tests_resume_settings import CONFIG, MODEL
-snapshot.MOST_SHARE = 1.0
+snapshot.Snapshots.due = lambda self: True  # after every step
 data, out, plans = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 really = os.fsync
 def say(fact):
@@ -165,8 +167,8 @@ def test_the_whole_run_leaves_nothing_to_resume(whole: Whole) -> None:
     assert not (whole.run / "resume").exists()
     assert not [path for path in whole.run.iterdir() if path.name.startswith(".")]
     assert len(content(whole.run)[1]) == EPOCHS
-    # At least a snapshot in every epoch: the tests below interrupt between and within them.
-    assert whole.writes > 2 * EPOCHS
+    # A snapshot after every step, of three writes: records, file, folder.
+    assert whole.writes > 3 * 3 * EPOCHS
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -188,15 +190,27 @@ def test_killed_while_writing_it_ends_in_the_same_bits(
     data: Path, whole: Whole, tmp_path: Path, seed: int
 ) -> None:
     moments = random.Random(100 + seed)
-    # How many there are depends on the clock: snapshots. So many there surely are.
-    writes = sorted(moments.sample(range(1, whole.writes * 2 // 3), 3), reverse=True)
+    # Fewer and fewer, since a resumed run has less to write.
+    writes = sorted(moments.sample(range(1, whole.writes + 1), 3), reverse=True)
     plans: list[dict[str, Any]] = [{"resume": True, "write": write} for write in writes]
     said = forks(data, tmp_path / "run", [*plans, {"resume": True}])
     codes = [line["code"] for line in said if "code" in line]
-    assert -signal.SIGKILL in codes
+    assert codes[0] == -signal.SIGKILL
     assert codes[-1] == 0
     assert content(tmp_path / "run") == content(whole.run)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in whole.run.iterdir()}
+
+
+def test_killed_as_it_begins_where_another_run_was(
+    data: Path, whole: Whole, tmp_path: Path
+) -> None:
+    older = dataclasses.replace(CONFIG, epochs=1)
+    quiet(data, tmp_path / "run", config=older)
+    plans: list[dict[str, Any]] = [{"resume": False, "write": write} for write in range(1, 8)]
+    said = forks(data, tmp_path / "run", [*plans, {"resume": True}])
+    codes = [line["code"] for line in said if "code" in line]
+    assert codes == [*[-signal.SIGKILL] * len(plans), 0]
+    assert content(tmp_path / "run") == content(whole.run)
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +298,38 @@ def test_without_its_records_a_run_cannot_be_compared(data: Path, unfinished: Pa
         quiet(data, unfinished, resume=True)
 
 
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+def test_a_snapshot_is_never_taken_without_comparing(
+    data: Path, unfinished: Path, name: str
+) -> None:
+    (unfinished / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}: cannot be read .*cannot be compared"):
+        quiet(data, unfinished, resume=True, config=dataclasses.replace(CONFIG, seed=7))
+
+
+def test_a_finished_run_needs_no_data_any_more(
+    whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_model(tmp_path / "gone", whole.run, MODEL, CONFIG, resume=True)
+    assert "finished already" in capsys.readouterr().err
+
+
+def test_a_signal_while_calibrating_ends_too(
+    data: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(features: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return class_descriptor(features)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mambaadv2.heldout.class_descriptor", asked)
+        with pytest.raises(TrainingInterruptedError, match="no step was lost"):
+            quiet(data, tmp_path / "run")
+    monkeypatch.setattr("mambaadv2.fit.reconstruction_loss", None)  # nothing is left to train
+    quiet(data, tmp_path / "run", resume=True)
+    assert len(content(tmp_path / "run")[1]) == EPOCHS
+
+
 def test_a_finished_run_is_left_as_it_is(
     data: Path, whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,7 +397,6 @@ def test_a_signal_saves_and_ends(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the run that this one is compared with
     calls = 0
-    from mambaadv2.snapshot import Snapshots
 
     def ask(_: Snapshots) -> bool:
         nonlocal calls
@@ -392,28 +437,42 @@ def test_a_signal_before_the_first_step_ends_too(
 def test_a_run_by_the_clock_has_what_was_left_of_its_time(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mambaadv2.snapshot import Snapshots
-
     config = dataclasses.replace(CONFIG, epochs=None, minutes=0.1, save_seconds=60.0)
-    start = time.monotonic()
+    plans: list[TimePlan] = []
+    module = sys.modules["mambaadv2.train"]
+    steps = iter(range(1, 1000))
 
-    def late(_: Snapshots) -> bool:
-        if time.monotonic() - start > 4:
+    def planned(start: float, end: float) -> TimePlan:
+        # A clock that gains a second at every step, from the start of this process's part.
+        plan = TimePlan(start=start, end=start + 40, clock=lambda: start + used[0] + next(steps))
+        plans.append(dataclasses.replace(plan, end=end))
+        return plan
+
+    def asked(_: Snapshots) -> bool:
+        if next(steps) > 20:
             os.kill(os.getpid(), signal.SIGTERM)
         return False
 
+    used = [0.0]
+    monkeypatch.setattr(module, "TimePlan", planned)
     with monkeypatch.context() as patch:
-        patch.setattr(Snapshots, "due", late)
+        patch.setattr(Snapshots, "due", asked)
         with pytest.raises(TrainingInterruptedError):
             quiet(data, tmp_path / "run", config=config)
-    rates = [json.loads(x)["lr"] for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    again = time.monotonic()
+    snapshot, _ = Snapshots(tmp_path / "run", 60.0).newest()
+    assert snapshot is not None
+    before = snapshot.facts["plan"]
+    assert 20 < before["used"] < 40
+    assert before["length"] == 40
+    used[0], steps = before["used"], iter(range(1, 1000))
     quiet(data, tmp_path / "run", config=config, resume=True)
-    assert time.monotonic() - again < 5.5  # not the whole 6 seconds once more
-    after = [json.loads(x)["lr"] for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert after[: len(rates) - 1] == rates[:-1]
-    assert after == sorted(after, reverse=True)
-    assert after[-1] < 0.05 * after[0]
+    # The plan of the second part began so long ago, and is as long as it was.
+    begun = plans[1].start
+    assert time.monotonic() - begun > before["used"]
+    assert plans[1].end - begun == pytest.approx(40)
+    rates = [json.loads(x)["lr"] for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.05 * rates[0]
 
 
 @pytest.mark.slow

@@ -228,8 +228,13 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with new_log(tmp_path) as log:
         log.begin()
-        for epoch in (1, 2, 3):
+        for epoch in range(1, 100):  # more than any buffer holds
             record(log, epoch, epoch, 1.0)
         with pytest.raises(OSError, match="No space"):
             log.facts()
+        # Room again: nothing was lost.
+        log._lines.close()
+        (tmp_path / "metrics.jsonl").unlink()
+        log._lines = (tmp_path / "metrics.jsonl").open("ab", buffering=0)
+    assert [line["epoch"] for line in lines(tmp_path)] == list(range(1, 100))
     assert (tmp_path / "loss.svg").exists()

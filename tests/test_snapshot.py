@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mambaadv2.snapshot import (
     Snapshot,
     Snapshots,
+    _read,
     restore_training,
     training_tensors,
 )
@@ -96,9 +97,37 @@ def test_a_damaged_newest_one_is_told_and_the_previous_used(tmp_path: Path, dama
     assert found is not None
     assert found.step == 10
     assert [str(newer) in word and "damaged" in word for word in words] == [True]
-    # Going on from the older one, the damaged one is not taken for the previous one.
+    # Going on from the older one, the damaged one is never taken for the previous one.
     snapshots.save(snapshot(15))
     assert steps_on_disk(tmp_path) == [10, 15]
+
+
+def test_a_damaged_one_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    filled(tmp_path, 10, 20)
+    max((tmp_path / "resume").iterdir()).write_bytes(b"")
+    snapshots = Snapshots(tmp_path, every=60)
+    assert newest_step(snapshots) == 10
+    snapshots.save(snapshot(30))
+    max((tmp_path / "resume").iterdir()).write_bytes(b"")
+    assert newest_step(snapshots) == 10
+
+
+def test_of_two_of_the_same_step_the_one_just_written_stays(tmp_path: Path) -> None:
+    snapshots = filled(tmp_path, 10)
+    for number in range(5):
+        facts = {"number": number}
+        snapshots.save(Snapshot(step=20, tensors={"a": torch.zeros(1)}, facts=facts))
+        kept = [_read(path) for path in (tmp_path / "resume").glob("step-00000020-*")]
+        assert number in [found.facts["number"] for found in kept if found is not None]
+        assert len(list((tmp_path / "resume").iterdir())) == 2
+
+
+def test_half_written_ones_of_killed_processes_do_not_pile_up(tmp_path: Path) -> None:
+    snapshots = filled(tmp_path, 10)
+    for number in range(3):
+        (tmp_path / "resume" / f".step-1.safetensors.{number}.tmp").write_bytes(b"half")
+    snapshots.tidy()
+    assert steps_on_disk(tmp_path) == [10]
 
 
 def test_with_every_one_damaged_there_is_none(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def read_card(folder: Path) -> tuple[ModelCard, str]:
             or f"{folder}: expected a run folder written by 'mambaadv2 train', found no "
             f"{DESCRIPTION}"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
@@ -169,8 +169,10 @@ def read_card(folder: Path) -> tuple[ModelCard, str]:
         )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: missing or unknown field ({error})") from error
+    if not isinstance(card.encoder.name, str):
+        raise CheckpointError(f"{path}: encoder.name: expected a text, got {card.encoder.name!r}")
     return card, expected_hash
 
 

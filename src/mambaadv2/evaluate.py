@@ -325,7 +325,8 @@ def _write(
     digest = data_sha256(records)
     if call.report is not None:
         page = report_page(evaluation, facts(call, model, evaluation, digest))
-        write_atomically(call.report, page.encode())
+        # The name of a file may be no text.
+        write_atomically(call.report, page.encode(errors="backslashreplace"))
     if call.folder is not None:
         try:
             write_evaluation(call.folder, evaluation, call.time, digest)
@@ -337,9 +338,10 @@ def _target(name: str, path: Path | str | None) -> Path | None:
     """A file to write, checked before the long work and not after it."""
     if path is None:
         return None
-    target = Path(path)
-    if target.is_dir():
-        raise ConfigError(f"{name}: expected a file to write, {target} is a folder")
+    target = Path(path).resolve()  # a link stays one, what it leads to is written
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "no regular file"
+        raise ConfigError(f"{name}: expected a file to write, {target} is {kind}")
     with writing_to(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(target.parent, os.W_OK):

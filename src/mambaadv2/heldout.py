@@ -7,7 +7,7 @@ own share in them, it would look better than the next good part will.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,22 +41,29 @@ class HeldOut:
 
 @torch.no_grad()
 def fit_on_heldout(
-    network: Network, scorer: Scorer, held: Mapping[str, Source], train: Mapping[str, Source]
+    network: Network,
+    scorer: Scorer,
+    held: Mapping[str, Source],
+    train: Mapping[str, Source],
+    *,
+    tick: Callable[[], object] = lambda: None,
 ) -> HeldOut:
     """Fit `scorer` in place and calibrate.
 
     held, train: class name to features of its held-out and its training images, in the order of the
     scorer's classes. Class centres use all training images; everything else the held-out ones.
+    tick: called between batches and images; what it raises ends the work.
     """
     network.eval()
-    scorer.fit_classes([_descriptors(source) for source in train.values()])
+    scorer.fit_classes([_descriptors(source, tick) for source in train.values()])
     whitened = scorer.kind == "whitened"
-    totals = {name: _moments(network, source) for name, source in held.items() if whitened}
+    totals = {name: _moments(network, source, tick) for name, source in held.items() if whitened}
     pooled = _pooled(totals)
     scores: dict[str, list[float]] = {}
     samples: dict[str, list[NDArray[np.float32]]] = {}
     for index, (name, source) in enumerate(held.items()):
-        maps = _maps_without_self(network, scorer, index, source, totals.get(name, []), pooled)
+        total = totals.get(name, [])
+        maps = _maps_without_self(network, scorer, index, source, total, pooled, tick)
         label = torch.tensor([index], device=maps[0].device)
         floors = torch.stack([m.mean(dim=(1, 2)) for m in maps]).double()
         peaks = torch.stack([m.amax(dim=(1, 2)) for m in maps]).double()
@@ -82,6 +89,7 @@ def _maps_without_self(
     source: Source,
     total: Moments,
     pooled: Sequence[Tensor],
+    tick: Callable[[], object],
 ) -> list[Tensor]:
     """Scale maps (scales, H, W) of a class's held-out images, each whitened by the others.
 
@@ -91,6 +99,7 @@ def _maps_without_self(
     label = torch.tensor([index], device=device)
     maps: list[Tensor] = []
     for i in range(count):
+        tick()
         scaled = network.scaled(_to(source.batch([i]), device))
         rebuilt = network.reconstruct(scaled)
         for scale, moments in enumerate(total):
@@ -122,15 +131,20 @@ def _batches(source: Source) -> list[list[int]]:
     return [positions[i : i + BATCH] for i in range(0, len(positions), BATCH)]
 
 
-def _descriptors(source: Source) -> Tensor:
-    return torch.cat([class_descriptor(source.batch(b)) for b in _batches(source)])
+def _descriptors(source: Source, tick: Callable[[], object]) -> Tensor:
+    found: list[Tensor] = []
+    for positions in _batches(source):
+        tick()
+        found.append(class_descriptor(source.batch(positions)))
+    return torch.cat(found)
 
 
-def _moments(network: Network, source: Source) -> Moments:
+def _moments(network: Network, source: Source, tick: Callable[[], object]) -> Moments:
     """Residual moments per scale of all images of a source together."""
     device = network.feature_scale.device
     total: Moments = []
     for positions in _batches(source):
+        tick()
         scaled = network.scaled(_to(source.batch(positions), device))
         parts = [
             ResidualMoments.sum([ResidualMoments.of(r.cpu()) for r in f - rebuilt.float()])

@@ -25,7 +25,8 @@ from mambaadv2.data.features import (
     plan_cache,
 )
 from mambaadv2.data.record import Record
-from mambaadv2.errors import ConfigError, DataError, Problem, TrainingInterruptedError
+from mambaadv2.errors import ConfigError, Problem, TrainingInterruptedError
+from mambaadv2.files import file_sha256
 from mambaadv2.fit import TrainConfig
 from mambaadv2.heldout import fit_on_heldout
 from mambaadv2.model.config import ModelConfig
@@ -122,12 +123,7 @@ def record_data(
         found: dict[str, str] = {}
         for path in paths:
             require_going(stop)
-            try:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-            found[os.path.relpath(path, root)] = digest
+            found[os.path.relpath(path, root)] = file_sha256(path).hex()
         return found
 
     return DataRecord(

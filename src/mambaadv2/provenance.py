@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,7 @@ from typing import Any
 
 from mambaadv2.checkpoint import ModelCard, read_card
 from mambaadv2.data.record import Record
-from mambaadv2.errors import DataError
-from mambaadv2.files import write_atomically
+from mambaadv2.files import file_sha256, write_atomically
 from mambaadv2.predict import ImageModel, Predictor
 from mambaadv2.report import Facts
 from mambaadv2.results import Evaluation, json_text
@@ -71,15 +71,10 @@ def data_sha256(records: Sequence[Record]) -> str:
     total = hashlib.sha256()
     for record in records:
         names = (record.class_name, record.defect_type, record.path.name)
-        total.update("\0".join((*names, "mask" if record.mask else "")).encode() + b"\0")
+        total.update(os.fsencode("\0".join((*names, "mask" if record.mask else ""))) + b"\0")
         for path in (record.path, record.mask):
-            if path is None:
-                continue
-            try:
-                with path.open("rb") as file:
-                    total.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+            if path is not None:
+                total.update(file_sha256(path))
     return total.hexdigest()
 
 

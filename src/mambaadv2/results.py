@@ -216,8 +216,8 @@ class Evaluation:
 
 
 def json_text(content: Mapping[str, object]) -> str:
-    """JSON for a file: readable, names as they are, no NaN."""
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """JSON for a file: readable, no NaN. Escaped, because a file's name may be no text."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def _class_content(result: ClassResult) -> dict[str, object]:

@@ -29,20 +29,19 @@ def require_nothing_unfinished(folder: Path, snapshots: Snapshots) -> None:
         )
 
 
-def require_same_run(folder: Path, settings: Mapping[str, Any], data: DataRecord) -> None:
-    """Compare configuration and data with those that the run was begun with.
+def require_same_run(
+    folder: Path, settings: Mapping[str, Any], data: DataRecord | None = None
+) -> None:
+    """Compare configuration and, where given, data with those that the run was begun with.
 
-    Raises `CheckpointError` with a line for every field and file that differs.
+    settings: parts of config.json; what is absent is not compared. Raises `CheckpointError` with a
+    line for every field and file that differs.
     """
-    lines = differences(_read(folder / CONFIG), settings)
+    recorded = _read(folder / CONFIG)
+    lines = differences({name: recorded.get(name) for name in settings}, settings)
     lines = [line for line in lines if line.split(":")[0] not in _FREE]
-    recorded = _read(folder / DATA)
-    now = json.loads(json.dumps(dataclasses.asdict(data)))
-    for part in ("learn", "held"):
-        for name in dict.fromkeys((*recorded[part], *now[part])):
-            lines += _file_differences(
-                f"data.{part}.{name}", recorded[part].get(name, {}), now[part].get(name, {})
-            )
+    if data is not None:
+        lines += _data_differences(_read(folder / DATA), data)
     if lines:
         listed = "\n".join(f"  {line}" for line in lines)
         raise CheckpointError(
@@ -60,6 +59,18 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str
             lines += differences(old, new, f"{prefix}{name}.")
         elif old != new:
             lines.append(f"{prefix}{name}: {old!r} in the run, {new!r} now")
+    return lines
+
+
+def _data_differences(recorded: Mapping[str, Any], data: DataRecord) -> list[str]:
+    lines: list[str] = []
+    now = json.loads(json.dumps(dataclasses.asdict(data)))
+    for part in ("learn", "held"):
+        before = recorded.get(part, {})
+        for name in dict.fromkeys((*before, *now[part])):
+            lines += _file_differences(
+                f"data.{part}.{name}", before.get(name, {}), now[part].get(name, {})
+            )
     return lines
 
 
@@ -84,11 +95,6 @@ def is_finished(folder: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def begun(folder: Path) -> bool:
-    """Whether a run was begun here, so that there is something to compare with."""
-    return (folder / CONFIG).is_file() and (folder / DATA).is_file()
 
 
 def write_data(folder: Path, data: DataRecord) -> None:

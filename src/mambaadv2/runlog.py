@@ -10,9 +10,10 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import torch
 from tqdm import tqdm
@@ -60,6 +61,7 @@ class RunLog:
         self._curve = [(float(x), float(y)) for x, y in facts["curve"]]
         _write_json(folder / "config.json", settings)
         _write_json(folder / "environment.json", environment())
+        self._waiting = bytearray()  # lines that found no room
         self._lines = _lines_to_add_to(folder / "metrics.jsonl", facts["bytes"])
         self._step, self._done = int(facts["step"]), float(facts["done"])
         self._bar: tqdm[Any] | None = None
@@ -71,8 +73,11 @@ class RunLog:
         return time.monotonic() - self.start
 
     def facts(self) -> dict[str, Any]:
-        """Where the log stands, as JSON values; what is written by now is on the disk."""
-        self._lines.flush()
+        """Where the log stands, as JSON values; its lines are on the disk.
+
+        Raises `OSError` when they cannot be written.
+        """
+        self._write_waiting()
         os.fsync(self._lines.fileno())
         return {
             "bytes": os.fstat(self._lines.fileno()).st_size,
@@ -85,6 +90,11 @@ class RunLog:
             "epoch_seconds": self._seconds_of_epoch(),
             "curve": self._curve,
         }
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            written = self._lines.write(self._waiting)
+            del self._waiting[:written]
 
     def __enter__(self) -> Self:
         return self
@@ -100,8 +110,7 @@ class RunLog:
             self._bar.close()
         if kind is not None:
             self.say(f"stopped: no model was written to {self.folder}")
-        with contextlib.suppress(OSError):
-            self._lines.close()
+        self._lines.close()
         if self._board is not None:
             self._board.close()
         self.draw()
@@ -200,10 +209,10 @@ class RunLog:
             "images_per_second": self._epoch_images / max(1e-9, self._seconds_of_epoch()),
             "seconds": now - self.start,
         }
-        self._lines.write((json.dumps(line) + "\n").encode())
-        # On a full disk the line waits in memory for the next time; training is worth more.
+        self._waiting += (json.dumps(line) + "\n").encode()
+        # On a full disk lines wait in memory for the next time; training is worth more.
         with contextlib.suppress(OSError):
-            self._lines.flush()
+            self._write_waiting()
         self._curve.append((float(self._epoch_number), mean["loss"]))
         if self._board is not None:
             for name in ("loss", "lr", "grad_norm", "images_per_second"):
@@ -244,12 +253,12 @@ def settings_of(**parts: Any) -> dict[str, Any]:
     return settings
 
 
-def _lines_to_add_to(path: Path, length: int) -> BinaryIO:
+def _lines_to_add_to(path: Path, length: int) -> FileIO:
     """Open a file of lines at its end, cut to whole lines within its first `length` bytes."""
     if path.is_file():
         kept = path.read_bytes()[:length]
         os.truncate(path, kept.rfind(b"\n") + 1)
-    return path.open("ab")
+    return path.open("ab", buffering=0)
 
 
 def _tensorboard(folder: Path, after: int) -> Any:

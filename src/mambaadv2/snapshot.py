@@ -51,6 +51,7 @@ class Snapshots:
 
     def __init__(self, run: Path, every: float) -> None:
         self.folder, self.every = run / FOLDER, every
+        self._damaged: set[Path] = set()
         self._cost = 0.0
         self._last = time.monotonic()
 
@@ -60,7 +61,7 @@ class Snapshots:
         return time.monotonic() - self._last >= wait
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write one and remove all but the one before it, damaged ones of later steps too.
+        """Write one and remove all but the whole one before it; of later steps none is kept.
 
         Raises `OSError` when it cannot be written; what was there stays.
         """
@@ -72,16 +73,20 @@ class Snapshots:
         facts = json.dumps({"step": snapshot.step, **snapshot.facts}, allow_nan=False)
         data = save(tensors, metadata={"facts": facts})
         name = f"step-{snapshot.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+        written = self.folder / name
         try:
-            write_atomically(self.folder / name, data)
+            write_atomically(written, data)
         finally:
             # A full disk is asked again only after the usual wait.
             self._last = time.monotonic()
             self._cost = self._last - start
-        past = [path for step, path in self._named() if step <= snapshot.step]
-        kept = set(past[:KEPT])
+        before = [
+            path
+            for step, path in self._named()
+            if step <= snapshot.step and path != written and path not in self._damaged
+        ]
         for _, path in self._named():
-            if path not in kept:
+            if path not in (written, *before[: KEPT - 1]):
                 path.unlink(missing_ok=True)
 
     def newest(self) -> tuple[Snapshot | None, list[str]]:
@@ -91,8 +96,14 @@ class Snapshots:
             snapshot = _read(path)
             if snapshot is not None:
                 return snapshot, words
+            self._damaged.add(path)
             words.append(f"{path}: damaged, its content is not what its name says (step {step})")
         return None, words
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half written; the run folder must be locked."""
+        if self.folder.is_dir():
+            remove_unfinished(self.folder)
 
     def exist(self) -> bool:
         """Whether there is one, whole or not."""
@@ -102,8 +113,8 @@ class Snapshots:
         """Remove all, and the folder: the model is written."""
         for _, path in self._named():
             path.unlink(missing_ok=True)
+        self.tidy()
         if self.folder.is_dir():
-            remove_unfinished(self.folder)
             # What somebody else put there is not ours to remove.
             with contextlib.suppress(OSError):
                 self.folder.rmdir()

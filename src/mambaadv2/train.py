@@ -42,12 +42,12 @@ from mambaadv2.prepare import (
     plan_features,
     record_data,
     require_batch,
+    require_going,
     require_space,
     set_start,
     split_records,
 )
 from mambaadv2.resume import (
-    begun,
     is_finished,
     require_nothing_unfinished,
     require_same_run,
@@ -155,8 +155,16 @@ def train_model(
     folder, device = Path(out), choose_device(config.device)
     with _own_folder(folder):
         snapshots = Snapshots(folder, config.save_seconds)
+        snapshots.tidy()
         if not resume:
             require_nothing_unfinished(folder, snapshots)
+        elif is_finished(folder):
+            # Nothing is left to do, so the images are not asked for.
+            require_same_run(folder, settings_of(model=model, training=config))
+            _finish(folder, snapshots)
+            if progress:
+                print(f"{folder}: finished already", file=sys.stderr)
+            return folder
         selection = usable_records(
             data, split="train", classes=classes, on_error=on_error, progress=progress
         )
@@ -175,16 +183,19 @@ def train_model(
             require_batch(parts, model, config)
             record = record_data(Path(data), parts, selection.skipped, stop)
             settings = settings_of(model=model, training=config, encoder=backbone.provenance)
-            if resume and begun(folder):
+            # Without a snapshot nothing can be lost: the run begins anew.
+            if resume and snapshots.exist():
                 require_same_run(folder, settings, record)
             job = _Job(folder, network, parts, record, config, settings, snapshots, stop, progress)
-            if not (resume and is_finished(folder)):
-                _run(job, start, resume)
-            elif progress:
-                print(f"{folder}: finished already", file=sys.stderr)
-        write_model_card(folder)
-        snapshots.remove()
+            _run(job, start, resume)
+        _finish(folder, snapshots)
     return folder
+
+
+def _finish(folder: Path, snapshots: Snapshots) -> None:
+    """What may wait until the model is written, so that it can be done again."""
+    write_model_card(folder)
+    snapshots.remove()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +277,7 @@ def _run(job: _Job, start: float, resume: bool) -> None:
             "skipped": len(job.record.skipped),
         }
         log.draw()
+        require_going(job.stop)
         try:
             save_run(folder, network, scorer, _card(network, held_out, job.parts, training))
         except OSError as error:
@@ -311,6 +323,7 @@ def _calibrate(job: _Job, sources: Sources, log: RunLog) -> tuple[Scorer, HeldOu
         scorer,
         dict(zip(parts, held, strict=True)),
         dict(zip(parts, learn, strict=True)),
+        tick=lambda: require_going(job.stop),
     )
     return scorer, held_out
 

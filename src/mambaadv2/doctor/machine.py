@@ -140,9 +140,7 @@ def _folder(label: str, folder: Path, worst: State) -> Finding:
 
 
 def check_images() -> Iterator[Finding]:
-    """Formats that Pillow reads here, each tried on a small picture; colour profiles; limits."""
-    from PIL import features
-
+    """Formats that Pillow reads here, each tried on a small picture; limits."""
     from mambaadv2.errors import ConfigError
     from mambaadv2.image import Limits
 
@@ -160,9 +158,6 @@ def check_images() -> Iterator[Finding]:
         yield Finding("image formats", "problem" if needed else "note", value, advice)
     else:
         yield Finding("image formats", "ok", ", ".join(works))
-    if not features.check("littlecms2"):
-        value = "no LittleCMS: embedded colour profiles are not applied"
-        yield Finding("colour profiles", "note", value, advice)
     try:
         limits = Limits.from_environment()
     except ConfigError as error:

@@ -96,6 +96,8 @@ class PixelPool:
 
         Raises `UndefinedMetricError` if no pixel is defective or none is good.
         """
+        if not 0 < fpr_limit <= 1:
+            raise ValueError(f"fpr_limit must be above 0 and at most 1; got {fpr_limit}")
         if not self._n_good or not self._n_defect:
             raise UndefinedMetricError(
                 f"pixel metrics need defect pixels and good pixels; got {self._n_defect} defect "
@@ -159,8 +161,6 @@ def pixel_metrics(
     >>> found.auroc, found.average_precision, found.f1_max, found.f1_threshold, found.aupro
     (1.0, 1.0, 1.0, 0.9, 1.0)
     """
-    if not 0 < fpr_limit <= 1:
-        raise ValueError(f"fpr_limit must be above 0 and at most 1; got {fpr_limit}")
     return pooled(masks, maps).metrics(fpr_limit=fpr_limit)
 
 
