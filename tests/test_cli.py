@@ -22,13 +22,19 @@ SURFACE = {
     "": ["--help", "--version", "-h", "COMMAND"],
     "train": [
         *["--batch-size", "--device", "--encoder", "--epochs", "--help", "--image-size"],
-        *["--limit-classes", "--minutes", "--out", "--precision", "--preset", "--seed"],
-        *["--weights", "-h", "DATA"],
+        *["--limit-classes", "--minutes", "--on-error", "--out", "--precision", "--preset"],
+        *["--resume", "--seed", "--weights", "-h", "DATA"],
     ],
-    "evaluate": ["--device", "--help", "--json", "-h", "DATA", "RUN"],
-    "predict": ["--batch-size", "--device", "--help", "--out", "--raw", "-h", "INPUT", "RUN"],
+    "check": ["--help", "--json", "--sheets", "-h", "DATA"],
+    "evaluate": [
+        *["--device", "--help", "--json", "--on-error", "--report", "-h", "DATA", "RUN"],
+    ],
+    "predict": [
+        *["--batch-size", "--device", "--help", "--out", "--raw", "--resume", "-h", "INPUT", "RUN"],
+    ],
     "demo": ["--help", "--out", "-h"],
     "info": ["--encoder", "--help", "--image-size", "--preset", "-h"],
+    "doctor": ["--help", "--json", "-h"],
 }
 
 
@@ -99,7 +105,7 @@ def test_flags_cannot_be_abbreviated() -> None:
         cli.main(["info", "--enc", "resnet34"])
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "demo", "info"])
+@pytest.mark.parametrize("command", [name for name in SURFACE if name])
 def test_every_command_is_short_and_explains_its_arguments(command: str) -> None:
     parser = subparsers(cli.build_parser())[command]
     function = parser.get_default("command")
@@ -114,6 +120,7 @@ def test_train_passes_its_flags_by_name(
     install("mambaadv2.train", train=train)
     flags = "--encoder resnet18 --weights w.pth --minutes 2.5 --batch-size 4 --image-size 64"
     flags += " --preset r34 --seed 7 --device cpu --precision bfloat16 --limit-classes a,b"
+    flags += " --on-error skip --resume"
     assert cli.main(["train", "data", "--out", "runs/a", *flags.split()]) == 0
     assert train.args == ()
     assert train.kwargs == {
@@ -130,6 +137,8 @@ def test_train_passes_its_flags_by_name(
         "device": "cpu",
         "precision": "bfloat16",
         "limit_classes": ("a", "b"),
+        "on_error": "skip",
+        "resume": True,
     }
     assert "runs/a" in capsys.readouterr().out
 
@@ -146,16 +155,19 @@ def test_the_flags_of_train_are_its_parameters() -> None:
 @pytest.mark.parametrize(
     ("module", "function", "positional", "keywords"),
     [
-        ("mambaadv2.evaluate", "evaluate", 2, ["json_path"]),
+        ("mambaadv2.evaluate", "evaluate", 2, ["json_path", "report", "on_error", "device"]),
         ("mambaadv2.predict", "load", 1, ["device"]),
         (
             "mambaadv2.predict",
             "predict_to_folder",
             3,
-            ["raw", "device", "batch_size", "progress"],
+            ["raw", "resume", "device", "batch_size", "progress"],
         ),
         ("mambaadv2.recipes", "demo", 1, []),
+        ("mambaadv2.data.check", "check_data", 1, []),
+        ("mambaadv2.data.sheet", "write_sheets", 2, []),
         ("mambaadv2.model.info", "describe", 3, []),
+        ("mambaadv2.doctor", "as_text", 1, []),
     ],
 )
 def test_the_functions_behind_take_what_is_passed(
@@ -167,14 +179,17 @@ def test_the_functions_behind_take_what_is_passed(
 
 
 def test_evaluate_prints_the_table(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
-    load = Recorder("predictor")
     evaluate = Recorder(SimpleNamespace(table=lambda: "the table"))
-    install("mambaadv2.predict", load=load)
     install("mambaadv2.evaluate", evaluate=evaluate)
-    assert cli.main(["evaluate", "run", "data", "--json", "m.json", "--device", "cpu"]) == 0
-    assert (load.args, load.kwargs) == ((Path("run"),), {"device": "cpu"})
-    assert evaluate.args == ("predictor", Path("data"))
-    assert evaluate.kwargs == {"json_path": Path("m.json")}
+    flags = "--json m.json --report r.html --on-error skip --device cpu"
+    assert cli.main(["evaluate", "run", "data", *flags.split()]) == 0
+    assert evaluate.args == (Path("run"), Path("data"))
+    assert evaluate.kwargs == {
+        "json_path": Path("m.json"),
+        "report": Path("r.html"),
+        "on_error": "skip",
+        "device": "cpu",
+    }
     assert capsys.readouterr().out == "the table\n"
 
 
@@ -184,7 +199,34 @@ def test_predict_says_whether_an_image_failed(install: Install, failed: int, cod
     install("mambaadv2.predict", predict_to_folder=predict)
     assert cli.main(["predict", "run", "a.png", "folder", "--out", "o", "--raw"]) == code
     assert predict.args == (Path("run"), ["a.png", "folder"], Path("o"))
-    assert predict.kwargs == {"raw": True, "device": "auto", "batch_size": 8, "progress": True}
+    rest = {"device": "auto", "batch_size": 8, "progress": True}
+    assert predict.kwargs == {"raw": True, "resume": False, **rest}
+    assert cli.main(["predict", "run", "a.png", "--out", "o", "--resume"]) == code
+    assert predict.kwargs == {"raw": False, "resume": True, **rest}
+
+
+@pytest.mark.parametrize(("clean", "code"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize("flag", ["", "--json"])
+def test_check_prints_its_report(
+    install: Install, capsys: pytest.CaptureFixture[str], clean: bool, code: int, flag: str
+) -> None:
+    report = SimpleNamespace(text=lambda: "text", to_json=lambda: "json", clean=clean)
+    check, sheets = Recorder(report), Recorder()
+    install("mambaadv2.data.check", check_data=check)
+    install("mambaadv2.data.sheet", write_sheets=sheets)
+    assert cli.main(["check", "parts", *flag.split()]) == code
+    assert (check.args, check.kwargs) == ((Path("parts"),), {})
+    assert not sheets.args
+    assert capsys.readouterr().out == ("json\n" if flag else "text\n")
+    assert cli.main(["check", "parts", "--sheets", "d"]) == code
+    assert sheets.args == (report, Path("d"))
+
+
+def test_check_of_what_cannot_be_listed_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", str(tmp_path / "none")]) == 2
+    assert "found nothing of that name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("flags", "out"), [([], None), (["--out", "d"], Path("d"))])
@@ -205,6 +247,24 @@ def test_info_prints_the_description(install: Install, capsys: pytest.CaptureFix
     assert cli.main(["info", "--preset", "r34", "--encoder", "resnet18"]) == 0
     assert describe.args == ("r34", "resnet18", None)
     assert capsys.readouterr().out == "the model\n"
+
+
+@pytest.mark.parametrize(("flags", "shown"), [([], "a list"), (["--json"], "{}")])
+@pytest.mark.parametrize(("ready", "code"), [(True, 0), (False, 1)])
+def test_doctor_says_whether_anything_stops_a_run(
+    install: Install,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    shown: str,
+    ready: bool,
+    code: int,
+) -> None:
+    as_text, as_json = Recorder("a list"), Recorder("{}")
+    diagnose, judge = Recorder(("found",)), Recorder(ready)
+    install("mambaadv2.doctor", as_text=as_text, as_json=as_json, diagnose=diagnose, ready=judge)
+    assert cli.main(["doctor", *flags]) == code
+    assert judge.args == (("found",),)
+    assert capsys.readouterr().out == f"{shown}\n"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mambaadv2.data import dataset, features
-from mambaadv2.data.dataset import image_batches, load_image, to_unit_range
+from mambaadv2.data import features
+from mambaadv2.data.dataset import image_batches, to_unit_range
 from mambaadv2.data.features import (
     CacheMode,
     FeatureStore,
@@ -25,7 +26,8 @@ from mambaadv2.data.features import (
     slices,
 )
 from mambaadv2.errors import ConfigError, DataError, ImageError
-from mambaadv2.image import write_png
+from mambaadv2.image import read_image, resize_image, write_png
+from mambaadv2.readers import Readers
 
 SIZE = (32, 64)
 SHAPES = ((3, 4, 8), (6, 2, 4))
@@ -41,6 +43,11 @@ class Encoder:
         assert images.dtype == torch.float32
         self.images += len(images)
         return F.avg_pool2d(images, 8) / 3, torch.cat([F.avg_pool2d(images, 16)] * 2, dim=1)
+
+
+def load_image(path: Path) -> Tensor:
+    """(3, height, width) uint8 at `SIZE`."""
+    return torch.from_numpy(resize_image(read_image(path), SIZE)).permute(2, 0, 1)
 
 
 @pytest.fixture
@@ -87,7 +94,7 @@ def test_memory_and_disk_agree_to_the_bit_and_no_cache_to_half_precision(
 def test_features_come_in_the_order_of_the_files(paths: list[Path]) -> None:
     store = fill(paths, Encoder(), batch_size=4)
     for i, path in enumerate(paths):
-        (expected, _) = Encoder()(to_unit_range(load_image(path, SIZE).unsqueeze(0)))
+        (expected, _) = Encoder()(to_unit_range(load_image(path).unsqueeze(0)))
         torch.testing.assert_close(store.batch([i])[0], expected, rtol=2**-10, atol=1e-6)
 
 
@@ -217,7 +224,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 100 MB of free memory and 1000 MB of free disk."""
-    monkeypatch.setattr(features, "_free_memory", lambda: 100e6)
+    monkeypatch.setattr(features, "free_memory", lambda: 100e6)
     monkeypatch.setattr(
         features, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000e6))
     )
@@ -268,14 +275,14 @@ def test_batches_are_complete_and_in_order(paths: list[Path]) -> None:
     batches = list(image_batches(paths, SIZE, 2))
     assert [tuple(b.shape) for b in batches] == [(2, 3, 32, 64), (2, 3, 32, 64), (1, 3, 32, 64)]
     assert all(b.dtype == torch.uint8 for b in batches)
-    assert torch.equal(torch.cat(batches), torch.stack([load_image(p, SIZE) for p in paths]))
+    assert torch.equal(torch.cat(batches), torch.stack([load_image(p) for p in paths]))
     assert list(image_batches([], SIZE, 2)) == []
 
 
 def test_an_image_of_the_right_size_keeps_its_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
     write_png(tmp_path / "x.png", pixels)
-    loaded = load_image(tmp_path / "x.png", SIZE)
+    ((loaded,),) = image_batches([tmp_path / "x.png"], SIZE, 1)
     assert np.array_equal(loaded.permute(1, 2, 0).numpy(), pixels)
     unit = to_unit_range(loaded)
     assert torch.equal((unit * 255).round().to(torch.uint8), loaded)
@@ -283,20 +290,19 @@ def test_an_image_of_the_right_size_keeps_its_pixels(tmp_path: Path) -> None:
 
 
 def test_one_batch_is_read_ahead(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, read = threading.Lock(), 0
-    original = dataset.load_image
+    asked = 0
+    original = Readers.image
 
-    def counting(path: Path, size: tuple[int, int]) -> Tensor:
-        nonlocal read
-        with lock:
-            read += 1
-        return original(path, size)
+    def counting(self: Readers, path: Path, size: tuple[int, int]) -> Future[NDArray[np.uint8]]:
+        nonlocal asked
+        asked += 1
+        return original(self, path, size)
 
-    monkeypatch.setattr(dataset, "load_image", counting)
+    monkeypatch.setattr(Readers, "image", counting)
     files = paths * 8
     for number, _ in enumerate(image_batches(files, SIZE, 4), start=1):
-        assert 4 * number <= read <= 4 * (number + 1)
-    assert read == len(files)
+        assert 4 * number <= asked <= 4 * (number + 1)
+    assert asked == len(files)
 
 
 def test_an_unreadable_image_is_named(paths: list[Path]) -> None:

@@ -17,25 +17,58 @@ PACKAGE = Path(str(mambaadv2.__file__)).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Layer -> the layers it may import; `LEAVES` are for all. A layer is a module or folder at the top;
-# `data.index` is one of its own, so that listing files needs no image library.
+# `data.index` and what it needs are layers of their own, so that listing files needs no image
+# library.
 ARROWS: dict[str, set[str]] = {
     "scan": set(),
     "metrics": set(),
-    "image": set(),
-    "data.index": set(),
-    "data": {"data.index", "image"},
-    "report": {"image"},
+    "container": set(),
+    "decode": {"container"},
+    "heat": set(),
+    "image": {"container", "decode", "heat"},
+    "data.record": set(),
+    "data.manifest": {"data.record"},
+    "data.index": {"data.manifest", "data.record"},
+    "memory": set(),
+    "readers": {"image"},
+    "data": {"data.index", "data.record", "image", "memory", "readers"},
+    "results": set(),
+    "report": {"image", "results"},
     "model": {"scan"},
     "calibrate": set(),
-    "checkpoint": {"model"},
-    "predict": {"calibrate", "checkpoint", "data.index", "image", "model"},
-    "evaluate": {"data", "data.index", "image", "metrics", "predict"},
+    "foreign": set(),
+    "checkpoint": {"foreign", "model"},
+    "predictor": {"calibrate", "checkpoint", "image", "model"},
+    "predict_folder": {"calibrate", "image", "predictor"},
+    "rehearsal": {"data", "image", "memory", "model", "predictor", "readers"},
+    "predict": {
+        *["calibrate", "checkpoint", "data.index", "predict_folder", "predictor", "readers"],
+        "rehearsal",
+    },
+    "provenance": {
+        *["checkpoint", "data.record", "modelcard", "predict", "report", "results", "runlog"],
+    },
+    "evaluate": {
+        *["data", "data.record", "image", "memory", "metrics", "predict", "provenance", "report"],
+        *["results"],
+    },
     "heldout": {"calibrate", "data", "model"},
     "runlog": {"report"},
-    "fit": {"data", "model"},
-    "train": {"checkpoint", "data", "data.index", "fit", "heldout", "model", "runlog"},
-    "recipes": {"data", "data.index", "evaluate", "image", "predict", "report", "train"},
-    "cli": {"evaluate", "model", "predict", "recipes", "report", "train"},
+    "snapshot": {"model"},
+    "fit": {"data", "model", "snapshot"},
+    "prepare": {
+        *["checkpoint", "data", "data.record", "fit", "heldout", "model", "runlog", "snapshot"],
+    },
+    "resume": {"checkpoint", "prepare", "snapshot"},
+    "train": {
+        *["checkpoint", "data", "fit", "heldout", "model", "modelcard", "prepare", "rehearsal"],
+        *["resume", "runlog", "snapshot"],
+    },
+    "recipes": {"data", "evaluate", "predict", "train"},
+    "installed": set(),
+    "modelcard": {"calibrate"},
+    "doctor": {"image", "installed", "memory", "model", "runlog", "scan"},
+    "cli": {"data", "doctor", "evaluate", "model", "predict", "recipes", "report", "train"},
     "__main__": {"cli"},
     "__init__": {"evaluate", "predict", "scan", "train"},
 }

@@ -3,13 +3,15 @@
 Everything heavy is imported inside the commands, so that `--help` answers at once. The commands and
 flags are frozen by tests/test_cli.py: what is rarely needed belongs in Python, not in a flag.
 
-Exit codes: 0 done; 1 some images could not be used; 2 wrong arguments, or an error whose message
-says it all; 130 interrupted; 141 the reader of the output went away.
+Exit codes: 0 done; 1 some images could not be used, or doctor or check found a problem; 2 wrong
+arguments, or an error whose message says it all; 130 interrupted and 143 terminated, with what can
+be saved saved; 141 the reader of the output went away.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from mambaadv2 import __version__
 from mambaadv2.device import DEVICES
-from mambaadv2.errors import MambaADv2Error
+from mambaadv2.errors import MambaADv2Error, TrainingInterruptedError
 from mambaadv2.model.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -26,12 +28,17 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16")
 
 _EXIT_ERROR = 2
+_EXIT_SIGNAL = 128  # plus the signal's number
 _EXIT_INTERRUPTED = 130
 _EXIT_CLOSED_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` is without the program's name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file's name may be no text; printing it must not end a command.
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             args = build_parser().parse_args(argv)
@@ -48,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _EXIT_CLOSED_PIPE
     except (MambaADv2Error, OSError) as error:
         print(f"mambaadv2: error: {error}", file=sys.stderr)
+        if isinstance(error, TrainingInterruptedError):
+            return _EXIT_SIGNAL + error.signal
         return _EXIT_ERROR
 
 
@@ -69,6 +78,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train_arguments(train)
     train.set_defaults(command=_train)
 
+    check = commands.add_parser(
+        "check", help="look at a data set before training, without any model", allow_abbrev=False
+    )
+    _add_data(check)
+    check.add_argument("--json", action="store_true", help="print JSON instead of text")
+    check.add_argument(
+        "--sheets", type=Path, metavar="DIR", help="also write a contact sheet per class and label"
+    )
+    check.set_defaults(command=_check)
+
     evaluate = commands.add_parser(
         "evaluate", help="measure a run on labelled images", allow_abbrev=False
     )
@@ -77,6 +96,13 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the numbers to FILE"
     )
+    evaluate.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="also write a page: charts, worst misses and false alarms, how it was measured",
+    )
+    _add_on_error(evaluate)
     _add_device(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
@@ -97,6 +123,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_model(info)
     info.set_defaults(command=_info)
+
+    doctor = commands.add_parser(
+        "doctor", help="check this machine for training and prediction", allow_abbrev=False
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON instead of a list")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -109,12 +141,30 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace) -> int:
+    from mambaadv2.data.check import check_data
+
+    report = check_data(args.data)
+    print(report.to_json() if args.json else report.text())
+    if args.sheets is not None:
+        from mambaadv2.data.sheet import write_sheets
+
+        write_sheets(report, args.sheets)
+    return 0 if report.clean else 1
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from mambaadv2.evaluate import evaluate
-    from mambaadv2.predict import load
 
-    predictor = load(args.run, device=args.device)
-    print(evaluate(predictor, args.data, json_path=args.json).table())
+    found = evaluate(
+        args.run,
+        args.data,
+        json_path=args.json,
+        report=args.report,
+        on_error=args.on_error,
+        device=args.device,
+    )
+    print(found.table())
     return 0
 
 
@@ -126,6 +176,7 @@ def _predict(args: argparse.Namespace) -> int:
         args.inputs,
         args.out,
         raw=args.raw,
+        resume=args.resume,
         device=args.device,
         batch_size=args.batch_size,
         progress=True,
@@ -145,6 +196,14 @@ def _info(args: argparse.Namespace) -> int:
 
     print(describe(args.preset, args.encoder, args.image_size))
     return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from mambaadv2.doctor import as_json, as_text, diagnose, ready
+
+    findings = diagnose()
+    print(as_json(findings) if args.json else as_text(findings))
+    return 0 if ready(findings) else 1
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +234,10 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit-classes", type=_names, metavar="A,B", help="learn only these classes"
     )
+    _add_on_error(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run in RUN"
+    )
 
 
 def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +251,9 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--raw", action="store_true", help="also write the raw maps (.npy)")
     parser.add_argument(
+        "--resume", action="store_true", help="keep the lines in DIR and add those that are missing"
+    )
+    parser.add_argument(
         "--batch-size", type=_positive_int, default=8, metavar="B", help="images at once"
     )
     _add_device(parser)
@@ -199,7 +265,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "data", type=Path, metavar="DATA", help="data set in the MVTec AD layout, or one class"
+        "data",
+        type=Path,
+        metavar="DATA",
+        help="data set in the MVTec AD layout, one class of it, or a manifest (.csv, .jsonl)",
     )
 
 
@@ -208,6 +277,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", metavar="NAME", help="timm name (default: the preset's)")
     parser.add_argument(
         "--image-size", type=_positive_int, metavar="S", help="side the images are resized to"
+    )
+
+
+def _add_on_error(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at files that cannot be used: list them all and stop, or go on without them",
     )
 
 

@@ -1,174 +1,55 @@
-"""Images in, predictions out: the layer that everything else uses to run a trained model."""
+"""Predictions for files: read ahead, scored in batches, written to a folder."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
-import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from mambaadv2.calibrate import ColourScale
-from mambaadv2.checkpoint import ModelCard, load_run
+from mambaadv2.checkpoint import read_card
 from mambaadv2.data.index import IMAGE_SUFFIXES
-from mambaadv2.device import choose_device
-from mambaadv2.errors import CheckpointError, DataError, ImageError
-from mambaadv2.files import writing_to
-from mambaadv2.image import overlay, read_image, resize_image, resize_map, write_png
-from mambaadv2.model.network import Network
-from mambaadv2.model.scoring import Scorer
+from mambaadv2.errors import ConfigError, DataError, ImageError, WorkerError
+from mambaadv2.files import locked, remove_unfinished, writing_to
+from mambaadv2.predict_folder import OVERLAYS, PredictionFolder, still_to_do
+from mambaadv2.predictor import (
+    ImageModel,
+    NotFiniteMapError,
+    Prediction,
+    Predictor,
+    RgbImage,
+    load,
+)
+from mambaadv2.readers import WORTH_A_PROCESS, Readers, readers_for
+from mambaadv2.rehearsal import prediction_plan
+from mambaadv2.signals import StopRequest, stop_on_signal
 
-OVERLAYS, MAPS = "overlays", "maps"  # folders of heat maps and of raw maps
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
-RgbImage = NDArray[np.uint8]
+__all__ = [
+    "ImageModel",
+    "Prediction",
+    "Predictor",
+    "RgbImage",
+    "find_images",
+    "load",
+    "predict_paths",
+    "predict_to_folder",
+]
 
+DEATHS = 3
+"""Readers that die in a row, none reading an image between, before it is the machine's fault."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """What a model says about one image.
-
-    map: (H, W) float32 anomaly map in the image's own size, raw units, >= 0.
-    score: raw image score, the maximum of the map at the network's resolution.
-    threshold: of the class that was found, raw units; from held-out normal images.
-    defect: score > threshold. class_name: class found from the encoder's features.
-    """
-
-    map: NDArray[np.float32]
-    score: float
-    threshold: float
-    defect: bool
-    class_name: str
-
-
-class ImageModel(Protocol):
-    """What can be run over files and evaluated; `Predictor` is one."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names that the model was trained on."""
-        ...
-
-    def predict(self, images: Sequence[RgbImage]) -> list[Prediction]:
-        """One prediction for each (H, W, 3) uint8 RGB image, in order; sizes may differ.
-
-        Maps and scores are finite.
-        """
-        ...
-
-
-class Predictor:
-    """A trained model, ready for images. Made by `load`.
-
-    classes: names the model was trained on. image_size: (height, width) of the network's input.
-    colour_scale: range of `prediction.map / prediction.threshold` for heat maps; 1 = threshold.
-
-    >>> from mambaadv2 import load  # doctest: +SKIP
-    >>> predictor = load("runs/parts")  # doctest: +SKIP
-    >>> [prediction] = predictor.predict([read_image("camera/0001.png")])  # doctest: +SKIP
-    >>> prediction.class_name, prediction.defect, prediction.map.shape  # doctest: +SKIP
-    ('screw', False, (1024, 1024))
-    """
-
-    def __init__(
-        self, network: Network, scorer: Scorer, card: ModelCard, device: torch.device
-    ) -> None:
-        self.network, self.scorer, self.card, self.device = network, scorer, card, device
-        self.classes = card.classes
-        self.image_size = card.model.image_size
-        self.colour_scale = ColourScale(low=card.colour_scale[0], high=card.colour_scale[1])
-
-    def predict(self, images: Sequence[RgbImage]) -> list[Prediction]:
-        """Predict a batch of (H, W, 3) uint8 RGB images of any sizes, in one pass.
-
-        Raises `DataError` when an image has another shape or type, and `CheckpointError` when a
-        map is not finite. Both name the image by its position.
-        """
-        if not images:
-            return []
-        for i, image in enumerate(images):
-            if image.shape[2:] != (3,) or image.size == 0 or image.dtype != np.uint8:
-                raise DataError(
-                    f"images[{i}]: expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}"
-                )
-        resized = np.stack([resize_image(image, self.image_size) for image in images])
-        maps, classes = self.predict_tensor(torch.from_numpy(resized).permute(0, 3, 1, 2))
-        values = maps.cpu().numpy()
-        for i, own in enumerate(values):
-            if not np.isfinite(own).all():
-                raise _NotFiniteError(i)
-        return [
-            self._prediction(own, int(index), image.shape[:2])
-            for own, index, image in zip(values, classes.tolist(), images, strict=True)
-        ]
-
-    @torch.inference_mode()
-    def predict_tensor(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Strict, batched form: (B, 3, height, width) uint8 RGB of `image_size`.
-
-        Returns maps (B, height, width) float32 in raw units and class indices (B,). That the maps
-        are finite is not checked.
-        """
-        expected = (3, *self.image_size)
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected or images.dtype != torch.uint8:
-            raise DataError(
-                f"images: expected (B, 3, {self.image_size[0]}, {self.image_size[1]}) uint8, "
-                f"got {tuple(images.shape)} {images.dtype}"
-            )
-        unit = images.to(self.device).float() / 255.0
-        raw = self.network.features(unit)
-        classes = self.scorer.find_class(raw)
-        scaled = self.network.scaled(raw)
-        return self.scorer(scaled, self.network.reconstruct(scaled), classes), classes
-
-    def _prediction(
-        self, values: NDArray[np.float32], index: int, size: tuple[int, int]
-    ) -> Prediction:
-        name = self.classes[index]
-        score, threshold = float(values.max()), self.card.thresholds[name]
-        return Prediction(
-            map=resize_map(values, size),
-            score=score,
-            threshold=threshold,
-            defect=score > threshold,
-            class_name=name,
-        )
-
-
-def load(run: str | os.PathLike[str], *, device: str = "auto") -> Predictor:
-    """Load a run folder written by `train`.
-
-    device: "auto" (a GPU when there is one), "cpu" or "cuda". Raises `CheckpointError` when the
-    folder is not a complete run and `ConfigError` for a device that does not exist.
-
-    >>> from mambaadv2 import load  # doctest: +SKIP
-    >>> load("runs/parts", device="cpu").classes  # doctest: +SKIP
-    ('cookie', 'screw')
-    """
-    chosen = choose_device(device)
-    network, scorer, card = load_run(Path(run), chosen)
-    return Predictor(network, scorer, card, chosen)
-
-
-class _NotFiniteError(CheckpointError):
-    """The map of image number `index` of a batch is not finite."""
-
-    def __init__(self, index: int, name: str | None = None) -> None:
-        super().__init__(
-            f"{name or f'images[{index}]'}: expected a finite anomaly map, the model gave NaN or "
-            "infinity; its weights are damaged or its training failed: train again or take "
-            "another run"
-        )
-        self.index = index
+Outcome = tuple[Path, RgbImage | None, Prediction | ImageError | WorkerError, float]
+"""Path, image (None where it could not be read), what was found, milliseconds."""
 
 
 def predict_paths(
@@ -177,49 +58,75 @@ def predict_paths(
     """Yield (path, image, prediction, milliseconds) for every path, in order.
 
     Milliseconds are the batch's time in the predictor divided by its size, decoding not counted.
-    Memory stays constant: one batch is read ahead. Raises `ImageError` at an unreadable file.
+    Memory stays constant: one batch is read ahead. Raises `ImageError` at an unreadable file and
+    `WorkerError` at one whose reading process died.
     """
-    for item in _predict_each(predictor, paths, batch_size):
-        path, image, outcome, ms = item
-        if isinstance(outcome, ImageError):
-            raise outcome
-        assert image is not None
-        yield path, image, outcome, ms
+    count = len(paths) if isinstance(paths, Sized) else WORTH_A_PROCESS
+    with Readers(readers_for(count)) as readers:
+        for batch in _predict_batches(predictor, paths, batch_size, readers):
+            for path, image, outcome, ms in batch:
+                if not isinstance(outcome, Prediction):
+                    raise outcome
+                assert image is not None
+                yield path, image, outcome, ms
+            batch.clear()
 
 
-def _predict_each(
-    predictor: ImageModel, paths: Iterable[Path], batch_size: int
-) -> Iterator[tuple[Path, RgbImage | None, Prediction | ImageError, float]]:
-    """As `predict_paths`, but an unreadable image gives its error in its place."""
+def _predict_batches(
+    predictor: ImageModel, paths: Iterable[Path], batch_size: int, readers: Readers
+) -> Iterator[list[Outcome]]:
+    """Yield the outcomes of one batch after the other; an image without prediction has its error.
+
+    Raises `WorkerError` when `DEATHS` readers in a row have died: the images they were reading get
+    no outcome, as far as they are in one batch.
+    """
     remaining = iter(paths)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-
-        def submit() -> list[tuple[Path, Future[RgbImage]]]:
-            return [(p, pool.submit(read_image, p)) for p in islice(remaining, batch_size)]
-
-        current = submit()
-        while current:
-            following = submit()
-            images: dict[Path, RgbImage] = {}
-            errors: dict[Path, ImageError] = {}
-            for path, future in current:
-                try:
-                    images[path] = future.result()
-                except ImageError as error:
-                    errors[path] = error
-            start = time.perf_counter()
+    deaths = 0
+    following = [(path, readers.image(path)) for path in islice(remaining, batch_size)]
+    while following:
+        current = following
+        following = [(path, readers.image(path)) for path in islice(remaining, batch_size)]
+        read: list[tuple[Path, RgbImage | ImageError | WorkerError]] = []
+        fatal = None
+        for path, future in current:
             try:
-                outcomes = predictor.predict(list(images.values()))
-            except _NotFiniteError as error:
-                raise _NotFiniteError(error.index, str(list(images)[error.index])) from None
-            predictions = dict(zip(images, outcomes, strict=True))
-            ms = (time.perf_counter() - start) * 1e3 / max(1, len(images))
-            for path, _ in current:
-                if path in errors:
-                    yield path, None, errors[path], 0.0
-                else:
-                    yield path, images[path], predictions[path], ms
-            current = following
+                read.append((path, future.result()))
+                deaths = 0
+            except ImageError as error:
+                read.append((path, error))
+                deaths = 0
+            except WorkerError as error:
+                read.append((path, error))
+                deaths += 1
+                if deaths == DEATHS:
+                    fatal = error
+                    break
+        if fatal is not None:
+            read = read[: max(0, len(read) - DEATHS)]
+        current.clear()
+        yield _outcomes(predictor, read)
+        if fatal is not None:
+            raise fatal
+        read.clear()  # before the next batch but one is asked for
+
+
+def _outcomes(
+    predictor: ImageModel, read: Sequence[tuple[Path, RgbImage | ImageError | WorkerError]]
+) -> list[Outcome]:
+    """Predict what could be read of a batch."""
+    images = [(path, image) for path, image in read if not isinstance(image, Exception)]
+    start = time.perf_counter()
+    try:
+        predictions = iter(predictor.predict([image for _, image in images]))
+    except NotFiniteMapError as error:
+        raise NotFiniteMapError(error.index, str(images[error.index][0])) from None
+    ms = (time.perf_counter() - start) * 1e3 / max(1, len(images))
+    return [
+        (path, None, image, 0.0)
+        if isinstance(image, ImageError | WorkerError)
+        else (path, image, next(predictions), ms)
+        for path, image in read
+    ]
 
 
 def find_images(inputs: Sequence[str], *, exclude: Path | None = None) -> Iterator[Path]:
@@ -262,6 +169,7 @@ def predict_to_folder(
     out: str | os.PathLike[str],
     *,
     raw: bool = False,
+    resume: bool = False,
     device: str = "auto",
     batch_size: int = 8,
     progress: bool = True,
@@ -270,72 +178,136 @@ def predict_to_folder(
 
     A line has path, score, threshold, defect, class, width, height, ms, overlay and, if `raw`, map,
     the last two relative to `out`; or path and error for an image that cannot be read; the others
-    go on. Returns the number of errors. All heat maps share the model's colour scale, so they can
-    be compared. Heat maps of an earlier call that lie inside an input are not taken for images.
-    """
-    from tqdm import tqdm
+    go on. Returns the number of error lines. All heat maps share the model's colour scale, so they
+    can be compared. Heat maps of an earlier call that lie inside an input are not taken for images.
 
+    resume: keep the lines that are there and add those that are missing; otherwise begin anew. The
+    lines must be of the same model and `raw` (`predict.json` says), else `ConfigError`. Begins
+    where there is nothing to go on with. The returned number counts errors of earlier lines too.
+
+    The memory it needs is stated on stderr before the work and held; where it is not free, the
+    batch is made smaller, and `ConfigError` raised when one image is too much. `RunBusyError` when
+    another process writes to `out`, `WorkerError` when processes that read die one after the other.
+
+    SIGINT and SIGTERM end the work at a whole line, with `KeyboardInterrupt` and with `SystemExit`
+    of code 143; the second one ends the process at once.
+    """
     predictor = load(run, device=device)
     folder = Path(out)
-    paths = list(find_images(inputs, exclude=(folder / OVERLAYS).resolve()))
+    # As text: a path object takes three times as much.
+    paths = [str(path) for path in find_images(inputs, exclude=(folder / OVERLAYS).resolve())]
     with writing_to(folder):
-        for name in (OVERLAYS, MAPS) if raw else (OVERLAYS,):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-    errors = defects = 0
-    names = _UniqueNames()
-    bar = tqdm(total=len(paths), unit="image", desc="predict", disable=None if progress else True)
-    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines, bar:
-        for path, image, outcome, ms in _predict_each(predictor, paths, batch_size):
-            if isinstance(outcome, ImageError) or image is None:
-                errors += 1
-                line: dict[str, object] = {"path": str(path), "error": str(outcome)}
-                if progress:
-                    tqdm.write(str(outcome), file=sys.stderr)
-            else:
-                name = names.of(path)
-                line = _line(path, outcome, ms) | {"overlay": f"{OVERLAYS}/{name}.png"}
-                defects += outcome.defect
-                scale = predictor.colour_scale
-                picture = overlay(image, outcome.map / outcome.threshold, scale.low, scale.high)
-                write_png(folder / OVERLAYS / f"{name}.png", picture)
-                if raw:
-                    line["map"] = f"{MAPS}/{name}.npy"
-                    np.save(folder / MAPS / f"{name}.npy", outcome.map, allow_pickle=False)
-            lines.write(json.dumps(line) + "\n")
-            lines.flush()
-            bar.update()
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        with writing_to(folder):
+            remove_unfinished(folder)
+        results = PredictionFolder(folder, _made_by(run, raw), raw=raw, resume=resume)
+        try:
+            if progress and results.finished:
+                _say(f"{results.finished} of {len(paths)} images were finished before")
+            _predict_rest(predictor, paths, results, batch_size, progress)
+        finally:
+            results.close()
     if progress:
-        summary = f"{len(paths)} images: {defects} with a defect, {errors} could not be read"
-        print(f"{summary}; results in {folder}", file=sys.stderr)
-    return errors
+        summary = f"{results.defects} with a defect, {results.errors} could not be read"
+        _say(f"{results.finished} images: {summary}; results in {folder}")
+    return results.errors
 
 
-def _line(path: Path, prediction: Prediction, ms: float) -> dict[str, object]:
-    height, width = prediction.map.shape
+def _made_by(run: str | os.PathLike[str], raw: bool) -> dict[str, object]:
+    """What lines depend on; the batch's size and the device change no more than last digits."""
+    card, weights = read_card(Path(run))
     return {
-        "path": str(path),
-        "score": prediction.score,
-        "threshold": prediction.threshold,
-        "defect": prediction.defect,
-        "class": prediction.class_name,
-        "width": width,
-        "height": height,
-        "ms": round(ms, 3),
+        "weights_sha256": weights,
+        "thresholds": card.thresholds,
+        "colour_scale": card.colour_scale,
+        "raw": raw,
     }
 
 
-class _UniqueNames:
-    """Output names from the last three folders and the stem; equal ones get a number."""
+def _predict_rest(
+    predictor: Predictor,
+    paths: Sequence[str],
+    results: PredictionFolder,
+    batch_size: int,
+    progress: bool,
+) -> None:
+    """Write the lines that are missing."""
+    from tqdm import tqdm
 
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-        self._next: dict[str, int] = {}
+    todo, repeated = still_to_do(paths, results.earlier, batch_size)
+    if not todo:
+        return
+    plan = prediction_plan(predictor, todo, batch_size)
+    if progress:
+        _say(plan.sentence)
+    if plan.batch_size != batch_size:
+        todo, repeated = still_to_do(paths, results.earlier, plan.batch_size)
+    total = results.finished + len(todo) - repeated
+    bar = tqdm(
+        total=total, initial=results.finished, unit="image", desc="predict",
+        disable=None if progress else True,
+    )  # fmt: skip
+    with stop_on_signal() as request, bar, Readers(plan.readers) as readers:
+        try:
+            for batch in _predict_batches(predictor, map(Path, todo), plan.batch_size, readers):
+                again = min(repeated, len(batch))
+                repeated -= again
+                with _kept(results, total):
+                    _write(batch[again:], results, predictor.colour_scale, request, bar, progress)
+                batch.clear()
+                if request.signal is not None:
+                    break
+        except WorkerError as error:
+            raise WorkerError(f"{error}; {_how_far(results, total)}") from error
+    if request.signal is not None and results.finished < total:
+        if progress:
+            _say(f"stopped by {request.name}: {_how_far(results, total)}")
+        if request.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + request.signal)
 
-    def of(self, path: Path) -> str:
-        parts = [*path.parts[-4:-1], path.stem]
-        base = name = "_".join(part for part in parts if part not in ("/", "..", "."))
-        while name in self._taken:  # a numbered name may itself be another file's
-            self._next[base] = self._next.get(base, 0) + 1
-            name = f"{base}_{self._next[base]}"
-        self._taken.add(name)
-        return name
+
+def _write(
+    batch: Sequence[Outcome],
+    results: PredictionFolder,
+    scale: ColourScale,
+    request: StopRequest,
+    bar: tqdm,
+    progress: bool,
+) -> None:
+    """Write pictures and lines of a batch; on a request to stop, only those of its first images."""
+    for path, image, outcome, ms in batch:
+        if request.signal is not None:
+            break
+        if isinstance(outcome, Prediction):
+            assert image is not None
+            results.add(path, image, outcome, ms, scale)
+        else:
+            results.add_error(path, outcome)
+            if progress:
+                bar.write(str(outcome), file=sys.stderr)
+        bar.update()
+    results.commit()
+
+
+@contextlib.contextmanager
+def _kept(results: PredictionFolder, total: int) -> Iterator[None]:
+    """When writing fails, keep the lines that are whole and say how to go on."""
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            results.commit()
+        raise ConfigError(
+            f"out: cannot write to {results.folder} ({error.strerror}); "
+            f"mend that, then go on: {_how_far(results, total)}"
+        ) from error
+
+
+def _how_far(results: PredictionFolder, total: int) -> str:
+    return f"{results.finished} of {total} lines are finished, --resume adds the others"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -167,10 +167,7 @@ def plan_features(
 
 
 def require_space(folder: Path, network: Network, plan: CachePlan) -> None:
-    """Refuse a disk that has no room for the model, its snapshots and a cache on disk.
-
-    A cache that lies there already is counted again: a little too careful.
-    """
+    """Refuse a disk that has no room for the model, its snapshots and a cache on disk."""
     model = sum(t.nbytes for t in network.state_dict().values())
     state = 3 * sum(p.nbytes for p in network.trainable().values())  # weights and two moments
     need = model + (KEPT + 1) * state + (plan.bytes if plan.mode == "disk" else 0)

@@ -39,6 +39,8 @@ from mambaadv2.prepare import (
     Sources,
     calibration_seconds,
     encode_files,
+    held_files,
+    learn_files,
     plan_features,
     record_data,
     require_batch,
@@ -47,6 +49,7 @@ from mambaadv2.prepare import (
     set_start,
     split_records,
 )
+from mambaadv2.rehearsal import training_need
 from mambaadv2.resume import (
     is_finished,
     require_nothing_unfinished,
@@ -237,13 +240,20 @@ def _run(job: _Job, start: float, resume: bool) -> None:
     snapshot, words = job.snapshots.newest() if resume else (None, [])
     facts = {} if snapshot is None else snapshot.facts
     plan, shapes = plan_features(network, job.parts, config, folder)
+    files = [str(path) for path in (*learn_files(job.parts), *held_files(job.parts))]
+    need = training_need(network, plan, config.batch_size, files)
     with writing_to(folder):
         require_space(folder, network, plan)
         remove_run(folder)
         write_data(folder, job.record)
         log = RunLog(folder, progress=job.progress, settings=job.settings, resumed=facts.get("log"))
     with log:
-        for text in (*words, *_resumed_words(snapshot, _circumstances(network, plan)), plan.reason):
+        for text in (
+            *words,
+            *_resumed_words(snapshot, _circumstances(network, plan)),
+            plan.reason,
+            need.sentence,
+        ):
             log.say(text)
         if job.record.skipped:
             log.say(f"{len(job.record.skipped)} files are left out, see {folder / 'data.json'}")

@@ -1,27 +1,17 @@
-"""Image files to network input: batches of (B, 3, H, W) uint8 RGB, read ahead in threads."""
+"""Image files to network input: batches of (B, 3, H, W) uint8 RGB, read ahead."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mambaadv2.image import read_image, resize_image
-
-READERS = 2  # decoding releases the interpreter lock; two keep a network on two cores busy
-
-
-def load_image(path: Path, size: tuple[int, int]) -> Tensor:
-    """Read one image and resize it (bilinear, aspect not kept) to (3, height, width) uint8 RGB.
-
-    Raises `ImageError` naming the file.
-    """
-    pixels = resize_image(read_image(path), size)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+from mambaadv2.readers import Readers, readers_for
 
 
 def image_batches(
@@ -29,16 +19,24 @@ def image_batches(
 ) -> Iterator[Tensor]:
     """Yield (B, 3, height, width) uint8 batches in the order of `paths`.
 
-    One batch is read ahead, so memory does not grow with the number of paths.
+    Images are resized to `size` = (height, width), bilinear, their aspect not kept. One batch is
+    read ahead, so memory does not grow with the number of paths. Raises `ImageError` naming a file
+    that cannot be used and `WorkerError` when a process that reads died.
     """
     starts = range(0, len(paths), batch_size)
-    with ThreadPoolExecutor(READERS) as pool:
-        futures = [pool.submit(load_image, path, size) for path in paths[:batch_size]]
+    with Readers(readers_for(len(paths))) as readers:
+        futures = [readers.image(path, size) for path in paths[:batch_size]]
         for start in starts:
             ready = futures
             following = paths[start + batch_size : start + 2 * batch_size]
-            futures = [pool.submit(load_image, path, size) for path in following]
-            yield torch.stack([future.result() for future in ready])
+            futures = [readers.image(path, size) for path in following]
+            yield stacked(ready)
+
+
+def stacked(images: Sequence[Future[NDArray[np.uint8]]]) -> Tensor:
+    """Wait for B images (H, W, 3) of one size and return them as (B, 3, H, W) uint8."""
+    pixels = np.stack([image.result() for image in images])
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
 
 def to_unit_range(images: Tensor) -> Tensor:

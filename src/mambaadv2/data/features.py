@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +23,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mambaadv2.data.dataset import image_batches, to_unit_range
+from mambaadv2.data.dataset import image_batches, stacked, to_unit_range
 from mambaadv2.errors import ConfigError, DataError
+from mambaadv2.files import sync_folder, write_atomically, writing_to
+from mambaadv2.memory import free_memory
+from mambaadv2.readers import Readers, readers_for
 
 CacheMode = Literal["auto", "memory", "disk", "off"]
-PREPROCESSING = "rgb8-bilinear-1"  # change it when `load_image` changes what it returns
+PREPROCESSING = "rgb8-bilinear-1"  # change it when `image_batches` gives other pixels
 MEMORY_SHARE, DISK_SHARE = 0.4, 0.5  # of what is free
 FLOAT16_MAX = 65504.0
+NOTE = "features.json"  # in a cache on disk: written last, so that it stands for a full one
 
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
 Tick = Callable[[int], object]
@@ -40,7 +43,8 @@ Tick = Callable[[int], object]
 class CachePlan:
     """Where features go and what that costs.
 
-    mode: "memory", "disk" or "off"; bytes: for all images; reason: one sentence for people.
+    mode: "memory", "disk" or "off"; bytes: of memory, or of disk that is still to be written;
+    reason: one sentence for people.
     """
 
     mode: Literal["memory", "disk", "off"]
@@ -94,10 +98,15 @@ class FeatureStore:
 
 
 class ImageSource:
-    """The same interface without a cache: reads and encodes the images at every call."""
+    """The same interface without a cache: reads and encodes the images at every call.
+
+    Its readers stay until it is forgotten or `close` is called.
+    """
 
     def __init__(self, paths: Sequence[Path], size: tuple[int, int], encode: Encode) -> None:
         self.paths, self.size, self.encode = tuple(paths), size, encode
+        self._readers = Readers(readers_for(len(self.paths)))
+        self.close = self._readers.close
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -105,7 +114,7 @@ class ImageSource:
     def batch(self, positions: Sequence[int]) -> tuple[Tensor, ...]:
         """Features (B, C, h, w) float32 per scale of the images at `positions`."""
         chosen = [self.paths[i] for i in positions]
-        images = next(image_batches(chosen, self.size, len(chosen)))
+        images = stacked([self._readers.image(path, self.size) for path in chosen])
         features = self.encode(to_unit_range(images))
         # Through float16 as in a cache: whether one fits must not change a run.
         return tuple(torch.from_numpy(_to_half(f, chosen[0]).astype(np.float32)) for f in features)
@@ -119,8 +128,9 @@ def plan_cache(mode: CacheMode, images: int, values_per_image: int, folder: Path
     need = images * values_per_image * 2
     # A cache that is there already takes no further space.
     present = sum(file.stat().st_size for file in folder.glob("features/*/*.npy"))
-    disk = (shutil.disk_usage(folder).free + present) * DISK_SHARE
-    memory = _free_memory() * MEMORY_SHARE
+    missing = max(0, need - present)
+    disk = shutil.disk_usage(folder).free * DISK_SHARE
+    memory = free_memory() * MEMORY_SHARE
     size = f"{need / 1e6:.0f} MB for {images} images"
     if mode == "off":
         return CachePlan("off", 0, "feature cache off: the encoder runs at every step")
@@ -128,37 +138,11 @@ def plan_cache(mode: CacheMode, images: int, values_per_image: int, folder: Path
         if need > memory:
             raise ConfigError(f"cache: {size} exceed {memory / 1e6:.0f} MB, 40 % of free memory")
         return CachePlan("memory", need, f"feature cache in memory: {size}")
-    if mode == "disk" or need <= disk:
-        if need > disk:
+    if mode == "disk" or missing <= disk:
+        if missing > disk:
             raise ConfigError(f"cache: {size} exceed {disk / 1e6:.0f} MB, half of the free disk")
-        return CachePlan("disk", need, f"feature cache on disk: {size}")
+        return CachePlan("disk", missing, f"feature cache on disk: {size}")
     return CachePlan("off", 0, f"feature cache off: {size} fit neither in memory nor on disk")
-
-
-def _free_memory() -> float:
-    """Bytes that can be taken without swapping, a container's limit included."""
-    return min(_free_memory_of_machine(), _free_memory_of_group())
-
-
-def _free_memory_of_group() -> float:
-    """What the control group (version 2) of a container leaves, infinite where there is none."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = float((group / "memory.current").read_text(encoding="ascii"))
-        return math.inf if limit == "max" else max(0.0, float(limit) - used)
-    except (OSError, ValueError):
-        return math.inf
-
-
-def _free_memory_of_machine() -> float:
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2
 
 
 def fingerprint(paths: Sequence[Path], *parts: str) -> str:
@@ -196,17 +180,11 @@ def fill_store(
     if stored is not None:
         tick(len(paths))
         return stored
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "features.json").unlink(missing_ok=True)
-    arrays = [
-        np.empty((len(paths), *shape), dtype=np.float16)
+    arrays = (
+        [np.empty((len(paths), *shape), dtype=np.float16) for shape in shapes]
         if folder is None
-        else np.lib.format.open_memmap(
-            folder / f"scale_{i}.npy", mode="w+", dtype=np.float16, shape=(len(paths), *shape)
-        )
-        for i, shape in enumerate(shapes)
-    ]
+        else _new_arrays(folder, len(paths), shapes)
+    )
     start = 0
     for images, features in _encoded(paths, size, encode, batch_size):
         for array, feature in zip(arrays, features, strict=True):
@@ -214,11 +192,41 @@ def fill_store(
         start += images
         tick(images)
     if folder is not None:
-        for array in arrays:
+        _finish(folder, arrays, key)
+    return FeatureStore(arrays)
+
+
+def _new_arrays(
+    folder: Path, images: int, shapes: Sequence[tuple[int, int, int]]
+) -> list[NDArray[np.float16]]:
+    """Memory-mapped files with all their space, and no note that says they are filled."""
+    arrays: list[NDArray[np.float16]] = []
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / NOTE).unlink(missing_ok=True)
+        sync_folder(folder)
+        for i, shape in enumerate(shapes):
+            path = folder / f"scale_{i}.npy"
+            array = np.lib.format.open_memmap(
+                path, mode="w+", dtype=np.float16, shape=(images, *shape)
+            )
+            # Writing to a mapped file on a full disk ends the process without a word.
+            with path.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            arrays.append(array)
+    return arrays
+
+
+def _finish(folder: Path, arrays: Sequence[NDArray[np.float16]], key: str) -> None:
+    """Bring the arrays to the disk and then, last, the note that says so."""
+    with writing_to(folder):
+        for i, array in enumerate(arrays):
             assert isinstance(array, np.memmap)
             array.flush()
-        (folder / "features.json").write_text(json.dumps({"key": key}), encoding="utf-8")
-    return FeatureStore(arrays)
+            with (folder / f"scale_{i}.npy").open("rb+") as file:
+                os.fsync(file.fileno())
+        sync_folder(folder)
+        write_atomically(folder / NOTE, json.dumps({"key": key}).encode())
 
 
 def _encoded(
@@ -241,9 +249,9 @@ def _open_stored(
     folder: Path, key: str, images: int, shapes: Sequence[tuple[int, int, int]]
 ) -> FeatureStore | None:
     try:
-        note = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         arrays = [
-            np.load(folder / f"scale_{i}.npy", mmap_mode="r", allow_pickle=False)
+            np.lib.format.open_memmap(folder / f"scale_{i}.npy", mode="r")
             for i in range(len(shapes))
         ]
     except (OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,9 @@ from tqdm import tqdm
 
 from mambaadv2.data.index import list_records
 from mambaadv2.data.record import Listing, Record, Split
-from mambaadv2.errors import BadFilesError, DataError, ImageError, Problem
+from mambaadv2.errors import BadFilesError, DataError, ImageError, Problem, WorkerError
 from mambaadv2.image import read_image, read_mask
+from mambaadv2.readers import Readers, readers_for
 
 OnError = Literal["stop", "skip"]
 
@@ -60,12 +62,15 @@ def usable_records(
     listing = list_records(data, split=split, classes=classes)
     usable: list[Record] = []
     problems = list(listing.problems)
-    answers = in_threads(_problem, listing.records, label="checking images", progress=progress)
-    for record, problem in zip(listing.records, answers, strict=True):
-        if problem is None:
-            usable.append(record)
-        else:
-            problems.append(problem)
+    # Elsewhere than in this process: what ends a decoder must not end the command.
+    with Readers(readers_for(len(listing.records))) as readers:
+        judge = functools.partial(_problem, readers)
+        answers = in_threads(judge, listing.records, label="checking images", progress=progress)
+        for record, problem in zip(listing.records, answers, strict=True):
+            if problem is None:
+                usable.append(record)
+            else:
+                problems.append(problem)
     if problems and on_error == "stop":
         raise BadFilesError(_sorted(problems, listing))
     problems += _lost_classes(listing, usable, split)
@@ -92,13 +97,19 @@ def read_record(
         mask = read_mask(at)
     except ImageError as error:
         return Problem(at, str(error))
-    if mask.shape != image.shape[:2]:
-        return Problem(
-            at,
-            f"{at}: expected the size of its image {record.path}, {_size(image.shape)}, found "
-            f"{_size(mask.shape)}; draw the mask on its image, or remove both",
-        )
-    return image, mask
+    return _other_size(record, image.shape, mask.shape) or (image, mask)
+
+
+def _other_size(record: Record, image: Sequence[int], mask: Sequence[int]) -> Problem | None:
+    """The problem of a mask whose height and width are not its image's."""
+    if tuple(mask[:2]) == tuple(image[:2]):
+        return None
+    assert record.mask is not None
+    return Problem(
+        record.mask,
+        f"{record.mask}: expected the size of its image {record.path}, {_size(image)}, found "
+        f"{_size(mask)}; draw the mask on its image, or remove both",
+    )
 
 
 def in_threads(
@@ -130,9 +141,18 @@ def in_threads(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _problem(record: Record) -> Problem | None:
-    answer = read_record(record)
-    return answer if isinstance(answer, Problem) else None
+def _problem(readers: Readers, record: Record) -> Problem | None:
+    """What is wrong with an image or its mask, where something is."""
+    at = record.path
+    try:
+        image = readers.size(at).result()
+        if record.mask is None:
+            return None
+        at = record.mask
+        mask = readers.size(at, mask=True).result()
+    except (ImageError, WorkerError) as error:
+        return Problem(at, str(error))
+    return _other_size(record, image.tolist(), mask.tolist())
 
 
 def _lost_classes(listing: Listing, usable: Sequence[Record], split: Split) -> list[Problem]:
@@ -152,5 +172,5 @@ def _sorted(problems: Sequence[Problem], listing: Listing) -> list[Problem]:
     return sorted(problems, key=lambda problem: problem.path)
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def _size(shape: Sequence[int]) -> str:
     return f"{shape[1]} x {shape[0]}"
