@@ -241,7 +241,8 @@ def _run(job: _Job, start: float, resume: bool) -> None:
     facts = {} if snapshot is None else snapshot.facts
     plan, shapes = plan_features(network, job.parts, config, folder)
     files = [str(path) for path in (*learn_files(job.parts), *held_files(job.parts))]
-    need = training_need(network, plan, config.batch_size, files)
+    held = max(len(part.held) for part in job.parts.values())
+    need = training_need(network, plan, config.batch_size, files, held)
     with writing_to(folder):
         require_space(folder, network, plan)
         remove_run(folder)
