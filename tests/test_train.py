@@ -213,9 +213,9 @@ class Counter:
         monkeypatch.setattr(Network, "features", features)
 
     def take(self) -> int:
-        """Images since the last call, less the one that tells the shapes."""
+        """Images since the last call, less the two that tell the shapes and the memory."""
         seen, self.images = self.images, 0
-        return seen - 1
+        return seen - 2
 
 
 def test_features_on_disk_are_used_again_while_they_fit(
@@ -324,11 +324,15 @@ def test_the_held_out_share(
 
 
 def slow_calibration(
-    network: Network, scorer: Scorer, held: Mapping[str, Source], learn: Mapping[str, Source]
+    network: Network,
+    scorer: Scorer,
+    held: Mapping[str, Source],
+    learn: Mapping[str, Source],
+    **more: Any,
 ) -> HeldOut:
     """A calibration that takes a third of a second for each image."""
     time.sleep(sum(len(source) for source in held.values()) / 3)
-    return fit_on_heldout(network, scorer, held, learn)
+    return fit_on_heldout(network, scorer, held, learn, **more)
 
 
 @pytest.mark.parametrize("cache", ["memory", "off"])
