@@ -38,6 +38,7 @@ STATE, SAVING = 3, 10  # times the weights: gradients and two moments; and while
 START = 22.0  # bytes for each feature value of the images behind the PCA start
 START_IMAGES = 64
 
+ROUND = 0.05e9  # what is printed is rounded up
 HEADERS_AT_ONCE, HEADERS_CHUNK = 4, 1000  # a network drive answers late
 
 
@@ -93,7 +94,7 @@ def prediction_plan(predictor: Predictor, paths: Sequence[str], batch_size: int)
     need = max(so_far, start + fixed + batch * (each + GROWTH * network / max(1, tried)))
     lowered = f" (not {batch_size}: memory is short)" if batch < wanted else ""
     sentence = (
-        f"memory: about {_gigabytes(need)} at most: the model, batches of {batch}{lowered} "
+        f"memory: about {_gigabytes(need + ROUND)} at most: the model, batches of {batch}{lowered} "
         f"{size}; free: {_gigabytes(free)}"
     )
     return PredictionPlan(batch if batch < wanted else batch_size, readers, int(need), sentence)
@@ -143,7 +144,7 @@ def training_need(
     doubt = ", which may not be enough" if most > free else ""
     features = f" and {cache / 1e6:.0f} MB of features" if cache else ""
     sentence = (
-        f"memory: about {_gigabytes(start + most)} at most: the network, steps of {size}"
+        f"memory: about {_gigabytes(start + most + ROUND)} at most: the network, steps of {size}"
         f"{features}; free: {_gigabytes(free)}{doubt}"
     )
     return TrainingNeed(int(start + most), int(start + least), sentence)
