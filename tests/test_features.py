@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mambaadv2.data import features
+from mambaadv2 import readers
+from mambaadv2.data import dataset, features
 from mambaadv2.data.dataset import image_batches, to_unit_range
 from mambaadv2.data.features import (
     CacheMode,
@@ -25,7 +31,7 @@ from mambaadv2.data.features import (
     plan_cache,
     slices,
 )
-from mambaadv2.errors import ConfigError, DataError, ImageError
+from mambaadv2.errors import ConfigError, DataError, ImageError, WorkerError
 from mambaadv2.image import read_image, resize_image, write_png
 from mambaadv2.readers import Readers
 
@@ -166,6 +172,126 @@ def test_an_interrupted_fill_is_not_taken_for_a_cache(paths: list[Path], tmp_pat
         encoder = Encoder()
         fill(paths, encoder, folder=folder, key=key)
         assert encoder.images == 5
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from mambaadv2.data import features
+
+moment, folder, *paths = sys.argv[1:]
+seen = 0
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def encode(images):
+    global seen
+    seen += len(images)
+    if seen > int(moment):
+        die()
+    return torch.ones(len(images), 3, 4, 8), torch.ones(len(images), 6, 2, 4)
+
+if moment == "9":
+    features.write_atomically = die
+shapes = [(3, 4, 8), (6, 2, 4)]
+features.fill_store(
+    [Path(p) for p in paths], (32, 64), encode, shapes, folder=Path(folder), key="k", batch_size=2
+)
+"""
+
+
+@pytest.mark.parametrize("moment", [0, 4, 9], ids=["begin", "end", "note"])
+def test_a_fill_that_was_killed_is_not_taken_for_a_cache(
+    paths: list[Path], tmp_path: Path, moment: int
+) -> None:
+    folder = tmp_path / "cache"
+    fill(paths, Encoder(), folder=folder, key="another")
+    command = [sys.executable, "-c", KILLED, str(moment), str(folder), *map(str, paths)]
+    assert subprocess.run(command, check=False).returncode == -9
+    for key in ("k", "another"):
+        encoder = Encoder()
+        store = fill(paths, encoder, folder=folder, key=key)
+        assert encoder.images == 5
+        assert_same(store.batch([4, 0]), fill(paths, Encoder()).batch([4, 0]))
+
+
+def test_the_note_follows_the_arrays_to_the_disk(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    fill(paths, Encoder(), folder=tmp_path / "cache")
+    # The old note's end, the arrays, their names; then the note under another name, and its own.
+    assert synced[:4] == ["cache", "scale_0.npy", "scale_1.npy", "cache"]
+    assert synced[4].startswith(".features.json")
+    assert synced[5:] == ["cache"]
+
+
+def test_a_full_disk_is_found_before_anything_is_encoded(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    encoder = Encoder()
+    with pytest.raises(ConfigError, match=r"cache \(No space left on device\)"):
+        fill(paths, encoder, folder=tmp_path / "cache")
+    assert encoder.images == 0
+
+
+def test_a_killed_reader_stops_with_an_error_and_no_hang(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = readers._Process.ask
+
+    def ask(self: readers._Process, kind: readers.Kind, path: Path, size: Any) -> Any:
+        if path.name == "3.png":
+            popen = self._started(path)
+            popen.kill()
+            popen.wait()
+        return original(self, kind, path, size)
+
+    monkeypatch.setattr(readers._Process, "ask", ask)
+    for module in (dataset, features):
+        monkeypatch.setattr(module, "readers_for", lambda _: 2)
+    with pytest.raises(WorkerError, match=r"3\.png: the process that read this image was killed"):
+        fill(paths, Encoder())
+    source = ImageSource(paths, SIZE, Encoder())
+    assert_same(source.batch([0, 4]), source.batch([0, 4]))
+    with pytest.raises(WorkerError, match=r"3\.png"):
+        source.batch([1, 3])
+    source.close()
+
+
+def test_without_a_cache_the_readers_stay(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    original = readers._Process._started
+
+    def note(self: readers._Process, path: Path) -> subprocess.Popen[bytes]:
+        popen = original(self, path)
+        started.append(popen)
+        return popen
+
+    monkeypatch.setattr(readers._Process, "_started", note)
+    monkeypatch.setattr(features, "readers_for", lambda _: 1)
+    source = ImageSource(paths, SIZE, Encoder())
+    for position in range(5):
+        source.batch([position])
+    assert len(started) == 5
+    assert len({popen.pid for popen in started}) == 1
+    source.close()
+    assert started[0].returncode is not None
 
 
 def test_values_beyond_half_precision_stay_finite(paths: list[Path]) -> None:

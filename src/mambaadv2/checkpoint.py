@@ -139,6 +139,13 @@ def read_card(folder: Path) -> tuple[ModelCard, str]:
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        if not folder.exists():
+            raise CheckpointError(f"{folder}: expected a run folder, there is none") from None
+        if (folder / "config.json").exists():
+            raise CheckpointError(
+                f"{folder}: its training did not finish, found no {DESCRIPTION}; if it was "
+                "interrupted, the command that began it goes on with --resume"
+            ) from None
         raise CheckpointError(
             explain_foreign(folder)
             or f"{folder}: expected a run folder written by 'mambaadv2 train', found no "

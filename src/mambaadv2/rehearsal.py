@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mambaadv2.data.features import CachePlan
 from mambaadv2.errors import ConfigError, ImageError
-from mambaadv2.image import read_header
+from mambaadv2.image import ImageHeader, read_header
 from mambaadv2.memory import free_memory, give_back, peak, peak_of, resident
 from mambaadv2.model.network import Network, reconstruction_loss
 from mambaadv2.predictor import Predictor
@@ -22,7 +23,7 @@ GROWTH = 1.5  # of the network's part: later batches find memory in pieces; 1.3 
 READER = 32e6  # bytes of a process that reads, before it has an image
 PATH = 500.0  # bytes for each image's path, in every list and set that holds it
 # Bytes for each pixel of the largest image.
-DECODING = 24.0  # while a file of any kind is decoded
+DECODING, DECODING_DEEP = 20.0, 36.0  # while a file is decoded; one with more than 8 bits
 DRAWING = 48.0  # while a heat map is drawn
 READ = 3.0  # red, green and blue
 MAP = 4.0  # float32
@@ -62,10 +63,9 @@ def prediction_plan(predictor: Predictor, paths: Sequence[str], batch_size: int)
     Raises `ConfigError` when not even one image at once fits into free memory.
     """
     so_far, start, free = peak(), resident(), free_memory()
-    path, width, height = _largest(paths)
-    pixels, readers = width * height, readers_for(len(paths))
-    reading = readers * (READER + DECODING * pixels) or THREADS * DECODING * pixels
-    fixed = reading + DRAWING * pixels + PATH * len(paths)
+    largest = _largest(paths)
+    pixels, readers = largest.width * largest.height, readers_for(len(paths))
+    fixed = _reading(largest, readers) + DRAWING * pixels + PATH * len(paths)
     each = (2 * READ + MAP) * pixels  # one batch is at work while the next is read
     wanted = min(batch_size, len(paths))
     tried, network = 0, 0.0
@@ -84,10 +84,10 @@ def prediction_plan(predictor: Predictor, paths: Sequence[str], batch_size: int)
             batch = tried
             break
         tried = batch
-    size = f"images of up to {width} x {height} pixels"
+    size = f"images of up to {largest.width} x {largest.height} pixels"
     if batch < 1:
         raise ConfigError(
-            f"batch_size: even one of these {size} ({path}) needs about "
+            f"batch_size: even one of these {size} ({largest.path}) needs about "
             f"{_gigabytes(fixed + each)} of memory beside the model, {_gigabytes(free)} are free; "
             "close other programs, or resize or leave out the largest images"
         )
@@ -131,7 +131,9 @@ def training_need(
     )
     cache = plan.bytes if plan.mode == "memory" else 0
     most = max(encoding, START * values * min(START_IMAGES, len(paths)) + working)
-    most = SLACK * (most + cache + _reading(paths) + PATH * len(paths))
+    most = SLACK * (
+        most + cache + _reading(_largest(paths), readers_for(len(paths))) + PATH * len(paths)
+    )
     least = STATE * weights + STEP_LEAST * kept * images
     size = f"{images} images of {width} x {height} pixels"
     if least > free:
@@ -150,11 +152,20 @@ def training_need(
     return TrainingNeed(int(start + most), int(start + least), sentence)
 
 
-def _reading(paths: Sequence[str]) -> float:
-    """Bytes for processes or threads that read these files and make them small."""
-    _, width, height = _largest(paths)
-    readers = readers_for(len(paths))
-    return readers * READER + (readers or THREADS) * DECODING * width * height
+@dataclass(frozen=True, slots=True)
+class _Largest:
+    """The image with most pixels, and whether any has more than 8 bits a sample."""
+
+    path: str = ""
+    width: int = 0
+    height: int = 0
+    deep: bool = False
+
+
+def _reading(largest: _Largest, readers: int) -> float:
+    """Bytes for processes or threads that decode."""
+    pixel = DECODING_DEEP if largest.deep else DECODING
+    return readers * READER + (readers or THREADS) * pixel * largest.width * largest.height
 
 
 def _kept_for_backward(network: Network) -> tuple[float, int]:
@@ -191,24 +202,27 @@ def _network(predictor: Predictor, batch: int, start: int) -> float:
     return max(0, peak_of(lambda: predictor.predict_tensor(images)) - start)
 
 
-def _largest(paths: Sequence[str]) -> tuple[str, int, int]:
-    """The path, width and height of the largest image; files that cannot be read count nothing."""
-    found = ("", 0, 0)
+def _largest(paths: Sequence[str]) -> _Largest:
+    """Look at the header of every file; those that cannot be read count nothing."""
+    found = _Largest()
     with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
         for start in range(0, len(paths), HEADERS_CHUNK):
             chunk = paths[start : start + HEADERS_CHUNK]
-            for path, (width, height) in zip(chunk, pool.map(_size, chunk), strict=True):
-                if width * height > found[1] * found[2]:
-                    found = (path, width, height)
+            for path, header in zip(chunk, pool.map(_header, chunk), strict=True):
+                if header is None:
+                    continue
+                if header.width * header.height > found.width * found.height:
+                    found = _Largest(path, header.width, header.height, found.deep)
+                if header.bits > 8 and not found.deep:
+                    found = dataclasses.replace(found, deep=True)
     return found
 
 
-def _size(path: str) -> tuple[int, int]:
+def _header(path: str) -> ImageHeader | None:
     try:
-        header = read_header(path)
+        return read_header(path)
     except ImageError:
-        return 0, 0
-    return header.width, header.height
+        return None
 
 
 def _gigabytes(number: float) -> str:

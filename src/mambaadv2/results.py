@@ -190,9 +190,18 @@ class Evaluation:
         for name, *cells in rows:
             padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
             lines.append("  ".join((name.ljust(widths[0]), *padded)))
-        lines += ["", *self.footnotes(), *_skipped_lines(self.skipped)]
+        lines += ["", *self.footnotes(), *self._decisions(), *_skipped_lines(self.skipped)]
         lines.append(f"{self.images} images in {self.seconds:.1f} s")
         return "\n".join(lines)
+
+    def _decisions(self) -> list[str]:
+        """What the stored thresholds make of the images: a good ranking may go with a poor one."""
+        return [
+            f"{name}: at the stored threshold {result.n_flagged} of {result.n_good} good images "
+            f"flagged, {result.n_found} of {result.n_defect} defects found"
+            for name, result in self.classes.items()
+            if result.images
+        ]
 
     def footnotes(self) -> list[str]:
         """What a reader of the table should know: notes, and which classes a mean is without."""

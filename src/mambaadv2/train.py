@@ -60,6 +60,7 @@ from mambaadv2.runlog import RunLog, settings_of
 from mambaadv2.signals import StopRequest, stop_on_signal
 from mambaadv2.snapshot import Snapshot, Snapshots
 
+FEW = 10  # held-out images behind a threshold
 LEAST_SHARE = 0.1  # of `minutes`, for training, where features and calibration leave less
 
 # Length and batch of a run where the caller names none.
@@ -296,6 +297,13 @@ def _run(job: _Job, start: float, resume: bool) -> None:
                 f"{folder}: the model could not be written ({error.strerror}); free some space, "
                 "then the same command with --resume goes on from the last snapshot"
             ) from error
+        few = {name: c.images for name, c in held_out.classes.items() if c.images < FEW}
+        if few:
+            counts = ", ".join(f"{name} ({count})" for name, count in few.items())
+            log.say(
+                f"thresholds that rest on fewer than {FEW} held-out images are guesses, mostly too "
+                f"cautious: {counts}; more good images make them better"
+            )
         log.say(f"done in {log.seconds:.0f} s after {steps} steps: {folder}")
 
 
