@@ -16,6 +16,7 @@ from mambaadv2.model.config import STAGE_STRIDES, Frequency, ModelConfig, Paths
 from mambaadv2.model.decoder import HSS
 from mambaadv2.model.encoder import build_encoder
 from mambaadv2.model.info import (
+    CPU_ATTENTION,
     ModelInfo,
     describe,
     matrix_flops,
@@ -43,7 +44,8 @@ def network(config: ModelConfig) -> Network:
 
 def counted(model: Network) -> int:
     """Count the operations that torch sees in one forward pass of the whole network."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    mode = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    with mode as counter, torch.no_grad():
         model(torch.zeros(1, 3, *model.config.image_size))
     return int(counter.get_total_flops())
 

@@ -185,9 +185,24 @@ def matrix_flops(block: HSS, length: int) -> int:
     return 4 * length * config.state_dim * config.head_dim * block.heads
 
 
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    """Two products: queries (b, h, L, d) with keys, weights with values."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[-2] * (width + value[-1])
+
+
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""What torch's counter knows only since 2.15."""
+
+
 def _measure(network: Network) -> dict[nn.Module, _Measured]:
     """Count every module's operations on one forward pass."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with (
+        FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter,
+        torch.no_grad(),
+    ):
         network(torch.zeros(1, 3, *network.config.image_size))
     counts = counter.get_flop_counts()
     measured: dict[nn.Module, _Measured] = {}
