@@ -20,7 +20,7 @@ from mambaadv2.predictor import Predictor
 from mambaadv2.readers import THREADS, readers_for
 
 GROWTH = 1.5  # of the network's part: later batches find memory in pieces; 1.3 was measured
-READER = 32e6  # bytes of a process that reads, before it has an image
+READER = 36e6  # bytes of a process that reads, before it has a large image
 PATH = 500.0  # bytes for each image's path, in every list and set that holds it
 # Bytes for each pixel of the largest image.
 DECODING, DECODING_DEEP = 20.0, 36.0  # while a file is decoded; one with more than 8 bits
