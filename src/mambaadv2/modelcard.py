@@ -7,7 +7,6 @@ no person and no path. What an older run does not tell is "not recorded", never 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from mambaadv2.calibrate import FALSE_ALARM_RATE
 from mambaadv2.errors import CheckpointError
-from mambaadv2.files import write_atomically
+from mambaadv2.files import read_json_object, write_atomically
 
 MODEL_CARD = "MODEL_CARD.md"
 CONFIDENCE = 0.95  # of the bound on the rate of false alarms
@@ -53,13 +52,16 @@ def write_model_card(folder: Path) -> None:
     `evaluation.json`; only the first must be there. Raises `CheckpointError` when that one cannot
     be read, and `OSError` when the folder cannot be written to.
     """
-    model = _read(folder / "model.json")
+    model = read_json_object(folder / "model.json")
     if not model:
         raise CheckpointError(
             f"{folder / 'model.json'}: expected a JSON object, for the model card"
         )
-    data, environment = _read(folder / "data.json"), _read(folder / "environment.json")
-    evaluation = _read(folder / "evaluation.json")
+    data, environment = (
+        read_json_object(folder / "data.json"),
+        read_json_object(folder / "environment.json"),
+    )
+    evaluation = read_json_object(folder / "evaluation.json")
     sections = (
         _opening(model),
         _classes(model, data),
@@ -90,15 +92,6 @@ def escape(text: object) -> str:
     )
     seen = re.sub(r"^ | $|(?<= ) ", r"\\x20", seen)  # spaces that Markdown would drop
     return seen if _PLAIN.fullmatch(seen) else re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", seen)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _at(content: object, *names: str) -> Any:

@@ -147,11 +147,10 @@ def require_going(stop: StopRequest) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Features of the images to learn from and of the held-out ones, and where they are kept."""
+    """Features of the images to learn from and of the held-out ones."""
 
     learn: Source
     held: Source
-    plan: CachePlan
 
 
 def plan_features(
@@ -198,7 +197,7 @@ def encode_files(
         return network.features(images.to(device))
 
     if plan.mode == "off":
-        return Sources(ImageSource(learn, size, encode), ImageSource(held, size, encode), plan)
+        return Sources(ImageSource(learn, size, encode), ImageSource(held, size, encode))
     provenance = network.encoder.provenance
     mean, std = (b.flatten().tolist() for b in (network.encoder.mean, network.encoder.std))
     encoder = f"{provenance.name} {provenance.sha256} {mean} {std} timm {version('timm')}"
@@ -215,7 +214,7 @@ def encode_files(
             stores.append(
                 fill_store(files, size, encode, shapes, folder=target, key=key, tick=tick)
             )
-    return Sources(stores[0], stores[1], plan)
+    return Sources(stores[0], stores[1])
 
 
 def set_start(network: Network, learn: Source, config: TrainConfig) -> None:

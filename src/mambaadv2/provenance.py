@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from mambaadv2.checkpoint import ModelCard, read_card
 from mambaadv2.data.record import Record
-from mambaadv2.files import file_sha256, write_atomically
+from mambaadv2.files import file_sha256, read_json_object, write_atomically
 from mambaadv2.predict import ImageModel, Predictor
 from mambaadv2.report import Facts
 from mambaadv2.results import Evaluation, json_text
@@ -118,7 +117,7 @@ def facts(call: Call, model: ImageModel, evaluation: Evaluation, digest: str) ->
         tables["Model"] = _of_model(card, call.folder)
         tables["Training"] = card.training
     if call.folder is not None:
-        tables["Machine of the training"] = _json_object(call.folder / "environment.json")
+        tables["Machine of the training"] = read_json_object(call.folder / "environment.json")
     return Facts(
         title=call.named(),
         command=call.typed(),
@@ -161,15 +160,6 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
         for name, value in values.items()
         if value is not None
     }
-
-
-def _json_object(path: Path) -> Mapping[str, Any]:
-    """Empty where there is none that can be read: a report is not worth an error."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _loss(path: Path) -> list[tuple[float, float]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from mambaadv2.data.synthetic import CLASSES, generate
 from mambaadv2.errors import DataError
 from mambaadv2.evaluate import evaluate
+from mambaadv2.files import read_json_object
 from mambaadv2.predict import predict_to_folder
 from mambaadv2.train import train
 
@@ -53,7 +54,7 @@ def _draw(data: Path) -> None:
     """Draw the data set unless it is there, whole and with the same parameters."""
     marker: dict[str, object] = {"generator": "mambaadv2.data.synthetic.generate", **DEMO_DATA}
     if data.exists():
-        if _read_marker(data / MARKER) != marker:
+        if read_json_object(data / MARKER) != marker:
             raise DataError(
                 f"{data}: expected the demo's own data set, whose {MARKER} says {marker}; "
                 "it is something else and stays as it is: choose another folder with --out, "
@@ -65,11 +66,3 @@ def _draw(data: Path) -> None:
     generate(unfinished, **DEMO_DATA)
     (unfinished / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
     unfinished.rename(data)
-
-
-def _read_marker(path: Path) -> object:
-    """What the marker says; None where there is none that can be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -241,6 +241,7 @@ def _run(job: _Job, start: float, resume: bool) -> None:
     snapshot, words = job.snapshots.newest() if resume else (None, [])
     facts = {} if snapshot is None else snapshot.facts
     plan, shapes = plan_features(network, job.parts, config, folder)
+    circumstances = _circumstances(network, plan)
     files = [str(path) for path in (*learn_files(job.parts), *held_files(job.parts))]
     held = max(len(part.held) for part in job.parts.values())
     need = training_need(network, plan, config.batch_size, files, held)
@@ -252,7 +253,7 @@ def _run(job: _Job, start: float, resume: bool) -> None:
     with log:
         for text in (
             *words,
-            *_resumed_words(snapshot, _circumstances(network, plan)),
+            *_resumed_words(snapshot, circumstances),
             plan.reason,
             need.sentence,
         ):
@@ -263,7 +264,6 @@ def _run(job: _Job, start: float, resume: bool) -> None:
         sources = encode_files(network, job.parts, plan, shapes, print_, folder, log, job.stop)
         if snapshot is None:
             set_start(network, sources.learn, config)
-        circumstances = _circumstances(network, plan)
         keeper = Keeper(
             snapshots=job.snapshots,
             stop=job.stop,

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mambaadv2.data.dataset import image_batches, stacked, to_unit_range
 from mambaadv2.errors import ConfigError, DataError
-from mambaadv2.files import sync_folder, write_atomically, writing_to
+from mambaadv2.files import file_sha256, sync_folder, write_atomically, writing_to
 from mambaadv2.memory import free_memory
 from mambaadv2.readers import Readers, readers_for
 
@@ -152,11 +152,7 @@ def fingerprint(paths: Sequence[Path], *parts: str) -> str:
     """
     total = hashlib.sha256("\n".join((PREPROCESSING, *parts)).encode())
     for path in paths:
-        try:
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        total.update(file_sha256(path))
     return total.hexdigest()
 
 
@@ -173,8 +169,8 @@ def fill_store(
 ) -> FeatureStore:
     """Encode every image once; in memory, or in `folder` when it is given.
 
-    shapes: (C, h, w) of each scale. key: from `fingerprint`; a folder that holds it is used again.
-    tick: called with the number of images done since the last call.
+    shapes: (C, h, w) of each scale. key: what the features depend on; a folder that holds it is
+    used again. tick: called with the number of images done since the last call.
     """
     stored = _open_stored(folder, key, len(paths), shapes) if folder else None
     if stored is not None:
