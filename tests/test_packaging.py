@@ -90,7 +90,9 @@ def test_every_dependency_has_its_reason(project: dict[str, Any]) -> None:
     assert reasons == names - {"mambaadv2"}
 
 
-@pytest.mark.parametrize("name", ["_venv", "bench", "check", "demo", "test", "../.ci/run"])
+@pytest.mark.parametrize(
+    "name", ["_venv", "bench", "check", "check-native", "demo", "test", "../.ci/run"]
+)
 def test_scripts_can_be_run(name: str) -> None:
     script = ROOT / "scripts" / name
     assert script.read_text(encoding="utf-8").startswith("#!/usr/bin/env bash\n")

@@ -42,6 +42,12 @@ def network(config: ModelConfig) -> Network:
     return Network(config, encoder).eval()
 
 
+@pytest.fixture(autouse=True)
+def only_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch see the scan's operations: it counts none inside a compiled kernel."""
+    monkeypatch.setenv("MAMBAADV2_NATIVE", "0")
+
+
 def counted(model: Network) -> int:
     """Count the operations that torch sees in one forward pass of the whole network."""
     mode = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)

@@ -84,7 +84,7 @@ def check_scan() -> Iterator[Finding]:
     from mambaadv2.errors import BackendError
     from mambaadv2.model.config import STAGE_STRIDES
     from mambaadv2.model.presets import preset_config
-    from mambaadv2.scan import available_backends, choose_backend
+    from mambaadv2.scan import absent_backends, available_backends, choose_backend
 
     config = preset_config("lite")
     taken: dict[str, dict[int, str]] = {}
@@ -102,6 +102,10 @@ def check_scan() -> Iterator[Finding]:
         yield Finding(f"scan {name}", "ok", f"active for sequences of {lengths}: {why}")
     unused = [name for name in available_backends() if name not in taken]
     yield Finding("scan, others here", "ok", ", ".join(unused) or "none")
+    for name, reason in absent_backends().items():
+        why, _, advice = reason.rpartition("; ")
+        advice = f"{advice[:1].upper()}{advice[1:]}; the torch forms do the same, slower."
+        yield Finding(f"scan {name}", "note", f"absent: {why}", advice)
 
 
 def check_weights() -> Iterator[Finding]:
