@@ -12,53 +12,134 @@
 (1, 6, 2, 4)
 
 The environment variable MAMBAADV2_SCAN_BACKEND forces a backend wherever "auto" is asked for.
+docs/scan.md explains the operator and its forms.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Literal, overload
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from mambaadv2.errors import BackendError, ConfigError
+from mambaadv2.scan import native, triton
+from mambaadv2.scan.arguments import check_arguments, check_permutations
 from mambaadv2.scan.chunked import chunked_scan
 from mambaadv2.scan.reference import ScanState, reference_scan
 
-__all__ = ["ScanState", "available_backends", "choose_backend", "selective_scan"]
+__all__ = [
+    "ScanState",
+    "absent_backends",
+    "available_backends",
+    "choose_backend",
+    "selective_scan",
+]
 
 ENVIRONMENT_VARIABLE = "MAMBAADV2_SCAN_BACKEND"
 # 32..64 tokens are fastest in torch on a CPU: the c x c mask and the state cost about the same.
 DEFAULT_CHUNK = 32
 
 
+class _Kernel(NamedTuple):
+    """A backend of compiled code: it may be absent, and takes only some inputs."""
+
+    purpose: Callable[[], str]
+    why_not: Callable[[], str | None]
+    """Why it is absent here, with what to do; None where it is there."""
+    misfit: Callable[[torch.device, torch.dtype, int, int], str | None]
+    """Why it cannot take inputs of (device, dtype of x, P, N), naming the argument; else None."""
+    scan: Callable[..., tuple[Tensor, ScanState | None]]
+    """As `native_scan`."""
+    checks_order: bool
+    """Whether it refuses a table that is no permutation itself, before it computes anything."""
+    automatic: bool
+    """Whether "auto" may take it."""
+
+
+def _triton_why_not() -> str | None:
+    cuda = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = triton.why_not(cuda)
+    return None if reason is None else f"{reason}; the GPU kernels are for machines that have one"
+
+
+def _triton_misfit(
+    device: torch.device, dtype: torch.dtype, head_dim: int, state_dim: int
+) -> str | None:
+    return triton.why_not(device) or triton.unsupported(head_dim, state_dim, dtype)
+
+
+# "auto" takes the first that may be taken, is there and fits. The GPU kernels only by name: they
+# were compiled, and compared in Triton's interpreter, but never yet run on a GPU.
+_KERNELS: dict[str, _Kernel] = {
+    "native": _Kernel(
+        native.purpose, native.why_not, native.misfit, native.native_scan, True, True
+    ),
+    "triton": _Kernel(
+        lambda: "GPU kernels, never yet run on a GPU: only by name",
+        *(_triton_why_not, _triton_misfit, triton.triton_scan, False, False),
+    ),
+}
+_FORMS = {
+    "reference": "the step-by-step recurrence in float64: the truth, and slow",
+    "quadratic": "one masked matrix product, O(L^2): fastest in torch for short sequences",
+    "chunked": "chunks joined by a state, O(L): the torch form for long sequences",
+}
+
+
 def available_backends() -> Mapping[str, str]:
     """Name of every backend that works here, with what it is for."""
-    return {
-        "reference": "the step-by-step recurrence in float64: the truth, and slow",
-        "quadratic": "one masked matrix product, O(L^2): fastest for short sequences",
-        "chunked": "chunks joined by a state, O(L): the torch form for long sequences",
-    }
+    here = {name: kernel.purpose() for name, kernel in _KERNELS.items() if not kernel.why_not()}
+    return _FORMS | here
 
 
-def choose_backend(length: int, head_dim: int, state_dim: int) -> tuple[str, str]:
+def absent_backends() -> Mapping[str, str]:
+    """Name of every backend that does not work here, with why and what to do about it."""
+    reasons = {name: kernel.why_not() for name, kernel in _KERNELS.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def choose_backend(
+    length: int,
+    head_dim: int,
+    state_dim: int,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[str, str]:
     """Backend that "auto" takes for a sequence of this length, and why.
 
-    Returns (name, reason). The crossover counts multiply-adds of both forms (our choice).
+    Args:
+        length: tokens L.
+        head_dim: P.
+        state_dim: N.
+        device: of the inputs; None is the CPU.
+        dtype: of x.
+
+    Returns (name, reason). Compiled backends come first; between the torch forms the crossover
+    counts multiply-adds of both (our choice).
     """
     forced = os.environ.get(ENVIRONMENT_VARIABLE, "")
     if forced:
         _require_backend(forced, f"environment variable {ENVIRONMENT_VARIABLE}")
         return forced, f"forced by {ENVIRONMENT_VARIABLE}"
+    passed = ""
+    for name, kernel in _KERNELS.items():
+        if not kernel.automatic:
+            continue
+        wanting = kernel.why_not() or kernel.misfit(
+            device or torch.device("cpu"), dtype, head_dim, state_dim
+        )
+        if wanting is None:
+            return name, kernel.purpose()
+        passed += f"; not {name}: {wanting}"
     crossover = DEFAULT_CHUNK + 2 * head_dim * state_dim // (head_dim + state_dim)
     if length <= crossover:
-        return (
-            "quadratic",
-            f"L={length} is at most {crossover}, where one matrix product is cheaper",
-        )
-    return "chunked", f"L={length} is above {crossover}, where linear cost wins"
+        reason = f"L={length} is at most {crossover}, where one matrix product is cheaper"
+        return "quadratic", reason + passed
+    return "chunked", f"L={length} is above {crossover}, where linear cost wins{passed}"
 
 
 @overload
@@ -119,109 +200,57 @@ def selective_scan(
     if order is None:
         order = torch.arange(x.shape[1] if x.dim() == 4 else 0, device=x.device).unsqueeze(0)
     tensors = (x, B, C, dt, A, trap, angle, B_bias, C_bias, D)
-    _check(tensors, order, weights, initial_state, chunk_size)
-    if backend == "auto":
-        chosen, _ = choose_backend(x.shape[1], x.shape[-1], B.shape[-1])
-        backend = chosen if chunk_size is None else "chunked"
-    _require_backend(backend, "backend")
+    check_arguments(tensors, order, weights, initial_state, chunk_size)
+    if backend != "auto":
+        _require_backend(backend, "backend")
+    elif chunk_size is not None:
+        backend = "chunked"
+    else:
+        sizes = (x.shape[1], x.shape[-1], B.shape[-1])
+        backend, _ = choose_backend(*sizes, device=x.device, dtype=x.dtype)
     if chunk_size is not None and backend != "chunked":
         raise ConfigError(f"chunk_size: the {backend} backend has no chunks; leave it out")
-    order = order.long()
-    # Backends choose their own precision; autocast would run the sums' products in bfloat16.
-    with torch.autocast(x.device.type, enabled=False):
-        if backend == "reference":
-            y, state = reference_scan(*tensors, order, weights, initial_state)
-            return (y, state) if return_state else y
-        chunk = x.shape[1] if backend == "quadratic" else (chunk_size or DEFAULT_CHUNK)
-        y, final = chunked_scan(
-            *tensors, order, weights, initial_state, chunk_size=chunk, return_state=return_state
-        )
+    rest = (order, weights, initial_state)
+    y, final = _scan(backend, tensors, rest, chunk_size, return_state)
     if not return_state:
         return y
     assert final is not None
     return y, final
 
 
-def _require_backend(name: str, origin: str) -> None:
-    available = available_backends()
-    if name not in available:
-        raise BackendError(
-            f"{origin}: scan backend {name!r} is not available; choose from {', '.join(available)}"
-        )
-
-
-def _check(
-    tensors: tuple[Tensor, ...],
-    order: Tensor,
-    weights: Tensor | None,
-    initial_state: ScanState | None,
+def _scan(
+    backend: str,
+    tensors: tuple[Any, ...],
+    rest: tuple[Any, ...],
     chunk_size: int | None,
-) -> None:
-    """Compare every argument with what `selective_scan` documents; name the first that differs."""
-    names = ("x", "B", "C", "dt", "A", "trap", "angle", "B_bias", "C_bias", "D")
-    given = dict(zip(names, tensors, strict=True))
-    x = given["x"]
-    if x.dim() != 4 or min(x.shape) < 1:
-        raise ConfigError(f"x: expected (b, L, H, P) without empty axes, got {tuple(x.shape)}")
-    if order.dim() != 2 or order.shape[0] < 1 or order.shape[1] != x.shape[1]:
-        raise ConfigError(f"order: expected (K, {x.shape[1]}), got {tuple(order.shape)}")
-    _check_order(order, x)
-    expected = _expected_shapes(x, given["B"], given["angle"], order.shape[0])
-    if weights is not None:
-        expected["weights"], given["weights"] = (x.shape[0], order.shape[0]), weights
-    if initial_state is not None:
-        if not isinstance(initial_state, ScanState):
-            raise ConfigError(f"initial_state: expected a ScanState, got {type(initial_state)}")
-        b, _, heads, head_dim = x.shape
-        n = given["B"].shape[-1]
-        for name, tail in (("h", (head_dim, n)), ("k", (n,)), ("x", (head_dim,))):
-            expected[f"initial_state.{name}"] = (b, order.shape[0], heads, *tail)
-            given[f"initial_state.{name}"] = getattr(initial_state, name)
-    for name, tensor in given.items():
-        if tuple(tensor.shape) != expected[name]:
-            raise ConfigError(f"{name}: expected shape {expected[name]}, got {tuple(tensor.shape)}")
-        if not tensor.is_floating_point():
-            raise ConfigError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ConfigError(f"{name}: expected device {x.device} like x, got {tensor.device}")
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ConfigError(f"chunk_size: expected a whole number from 1, got {chunk_size!r}")
+    return_state: bool,
+) -> tuple[Tensor, ScanState | None]:
+    """Run a backend that is there; rest: order, weights, initial state."""
+    x, order = tensors[0], rest[0]
+    if backend in _KERNELS:
+        kernel = _KERNELS[backend]
+        if not kernel.checks_order:
+            check_permutations(order)
+        wanting = kernel.misfit(x.device, x.dtype, x.shape[-1], tensors[1].shape[-1])
+        if wanting is not None:
+            raise ConfigError(wanting)
+        return kernel.scan(*tensors, *rest, return_state=return_state)
+    check_permutations(order)
+    rows: tuple[Any, ...] = (order.long(), *rest[1:])
+    # The forms choose their own precision; autocast would run their sums in bfloat16.
+    with torch.autocast(x.device.type, enabled=False):
+        if backend == "reference":
+            return reference_scan(*tensors, *rows)
+        chunk = x.shape[1] if backend == "quadratic" else (chunk_size or DEFAULT_CHUNK)
+        return chunked_scan(*tensors, *rows, chunk_size=chunk, return_state=return_state)
 
 
-def _expected_shapes(
-    x: Tensor, keys: Tensor, angle: Tensor, directions: int
-) -> dict[str, tuple[int, ...]]:
-    b, length, heads, _ = x.shape
-    if keys.dim() != 4 or keys.shape[2] < 1 or heads % keys.shape[2]:
-        raise ConfigError(
-            f"B: expected (b, L, G, N), G dividing H={heads}, got {tuple(keys.shape)}"
-        )
-    groups, n = keys.shape[2:]
-    angles = angle.shape[-1] if angle.dim() else 0
-    if 2 * angles > n:
-        raise ConfigError(f"angle: expected at most N/2 = {n // 2} angles, got {angles}")
-    return {
-        "x": tuple(x.shape),
-        "B": (b, length, groups, n),
-        "C": (b, length, groups, n),
-        "dt": (b, directions, length, heads),
-        "A": (b, length, heads),
-        "trap": (b, length, heads),
-        "angle": (b, length, angles),
-        "B_bias": (directions, heads, n),
-        "C_bias": (directions, heads, n),
-        "D": (directions, heads),
-    }
-
-
-def _check_order(order: Tensor, x: Tensor) -> None:
-    if order.dtype not in (torch.int64, torch.int32):
-        raise ConfigError(f"order: expected int64 or int32, got {order.dtype}")
-    if order.device != x.device:
-        raise ConfigError(f"order: expected device {x.device} like x, got {order.device}")
-    if torch.compiler.is_compiling():
+def _require_backend(name: str, origin: str) -> None:
+    if name in _FORMS:
         return
-    length = x.shape[1]
-    expected = torch.arange(length, device=order.device, dtype=order.dtype).expand_as(order)
-    if not torch.equal(order.sort(dim=1).values, expected):
-        raise ConfigError(f"order: every row must be a permutation of 0..{length - 1}")
+    if name not in _KERNELS:
+        known = ", ".join(available_backends())
+        raise BackendError(f"{origin}: scan backend {name!r} is not available; choose from {known}")
+    reason = _KERNELS[name].why_not()
+    if reason is not None:
+        raise BackendError(f"{origin}: scan backend {name!r} is not available: {reason}")
