@@ -62,7 +62,7 @@ ARROWS: dict[str, set[str]] = {
     "resume": {"checkpoint", "prepare", "snapshot"},
     "train": {
         *["checkpoint", "data", "fit", "heldout", "model", "modelcard", "prepare", "rehearsal"],
-        *["resume", "runlog", "snapshot"],
+        *["resume", "runlog", "scan", "snapshot"],
     },
     "recipes": {"data", "evaluate", "predict", "train"},
     "installed": set(),

@@ -27,7 +27,7 @@ from mambaadv2.errors import CheckpointError, ConfigError, TrainingError
 from mambaadv2.files import locked, remove_unfinished, writing_to
 from mambaadv2.fit import Keeper, Plan, StepPlan, TimePlan, TrainConfig, fit, steps_per_epoch
 from mambaadv2.heldout import HeldOut, fit_on_heldout
-from mambaadv2.model.config import ModelConfig
+from mambaadv2.model.config import STAGE_STRIDES, ModelConfig
 from mambaadv2.model.encoder import build_encoder
 from mambaadv2.model.network import Network
 from mambaadv2.model.presets import preset_config
@@ -57,6 +57,7 @@ from mambaadv2.resume import (
     write_data,
 )
 from mambaadv2.runlog import RunLog, settings_of
+from mambaadv2.scan import backends_in_use
 from mambaadv2.signals import StopRequest, stop_on_signal
 from mambaadv2.snapshot import Snapshot, Snapshots
 
@@ -253,7 +254,7 @@ def _run(job: _Job, start: float, resume: bool) -> None:
     with log:
         for text in (
             *words,
-            *_resumed_words(snapshot, circumstances),
+            *_circumstance_words(snapshot, circumstances),
             plan.reason,
             need.sentence,
         ):
@@ -309,16 +310,21 @@ def _run(job: _Job, start: float, resume: bool) -> None:
 
 def _circumstances(network: Network, plan: CachePlan) -> dict[str, object]:
     """What may differ between two machines and changes the last bits of a model."""
+    config, device = network.config, network.feature_scale.device
+    height, width = config.image_size
+    lengths = [height // s * (width // s) for s in STAGE_STRIDES[: len(config.dims)]]
     return {
-        "device": network.feature_scale.device.type,
+        "device": device.type,
+        "scan": backends_in_use(lengths, config.head_dim, config.state_dim, device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "features": "encoded at every step" if plan.mode == "off" else "cached",
     }
 
 
-def _resumed_words(snapshot: Snapshot | None, now: Mapping[str, object]) -> Iterator[str]:
-    """What people should know about going on from a snapshot."""
+def _circumstance_words(snapshot: Snapshot | None, now: Mapping[str, object]) -> Iterator[str]:
+    """What people should know about this machine, and about going on from a snapshot."""
+    yield f"computing on {now['device']} with {now['threads']} threads, scan: {now['scan']}"
     if snapshot is None:
         return
     yield f"going on after step {snapshot.step}"

@@ -24,7 +24,7 @@ from mambaadv2.model.decoder import HSS, PatchExpand
 from mambaadv2.model.encoder import build_encoder
 from mambaadv2.model.network import Network
 from mambaadv2.model.presets import preset_config
-from mambaadv2.scan import DEFAULT_CHUNK, choose_backend
+from mambaadv2.scan import DEFAULT_CHUNK, torch_form
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,14 +164,15 @@ def recurrence_flops(block: HSS, length: int) -> int:
 
     Per head and direction 2 c^2 (N + P) in each chunk of c tokens, that is 2 L c (N + P), and
     4 L N P for the states between chunks; as one masked matrix 2 L^2 (N + P). The last chunk is
-    filled up. A backend of its own kind is counted as the chunked form.
+    filled up. Counted as torch's forms compute it, whatever backend runs here: the number belongs
+    to the model and not to a machine.
     """
     config = block.config
     if config.paths not in ("both", "recurrence"):
         return 0
     p, n = config.head_dim, config.state_dim
-    backend, _ = choose_backend(length, p, n)
-    chunk = length if backend == "quadratic" else min(DEFAULT_CHUNK, length)
+    form, _ = torch_form(length, p, n)
+    chunk = length if form == "quadratic" else min(DEFAULT_CHUNK, length)
     filled = -(-length // chunk) * chunk
     states = 4 * filled * n * p if filled > chunk else 0
     return block.directions * block.heads * (2 * filled * chunk * (n + p) + states)

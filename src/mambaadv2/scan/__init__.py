@@ -18,14 +18,14 @@ docs/scan.md explains the operator and its forms.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from mambaadv2.errors import BackendError, ConfigError
-from mambaadv2.scan import native, triton
+from mambaadv2.scan import library, native, triton
 from mambaadv2.scan.arguments import check_arguments, check_permutations
 from mambaadv2.scan.chunked import chunked_scan
 from mambaadv2.scan.reference import ScanState, reference_scan
@@ -34,8 +34,10 @@ __all__ = [
     "ScanState",
     "absent_backends",
     "available_backends",
+    "backends_in_use",
     "choose_backend",
     "selective_scan",
+    "torch_form",
 ]
 
 ENVIRONMENT_VARIABLE = "MAMBAADV2_SCAN_BACKEND"
@@ -47,6 +49,8 @@ class _Kernel(NamedTuple):
     """A backend of compiled code: it may be absent, and takes only some inputs."""
 
     purpose: Callable[[], str]
+    variant: Callable[[], str]
+    """What of it runs here and decides its last bits."""
     why_not: Callable[[], str | None]
     """Why it is absent here, with what to do; None where it is there."""
     misfit: Callable[[torch.device, torch.dtype, int, int], str | None]
@@ -75,11 +79,22 @@ def _triton_misfit(
 # were compiled, and compared in Triton's interpreter, but never yet run on a GPU.
 _KERNELS: dict[str, _Kernel] = {
     "native": _Kernel(
-        native.purpose, native.why_not, native.misfit, native.native_scan, True, True
+        native.purpose,
+        library.instruction_set,
+        native.why_not,
+        native.misfit,
+        native.native_scan,
+        checks_order=True,
+        automatic=True,
     ),
     "triton": _Kernel(
         lambda: "GPU kernels, never yet run on a GPU: only by name",
-        *(_triton_why_not, _triton_misfit, triton.triton_scan, False, False),
+        lambda: "GPU",
+        _triton_why_not,
+        _triton_misfit,
+        triton.triton_scan,
+        checks_order=False,
+        automatic=False,
     ),
 }
 _FORMS = {
@@ -118,8 +133,10 @@ def choose_backend(
         device: of the inputs; None is the CPU.
         dtype: of x.
 
-    Returns (name, reason). Compiled backends come first; between the torch forms the crossover
-    counts multiply-adds of both (our choice).
+    Returns (name, reason). Compiled backends come first.
+
+    Raises:
+        BackendError: the environment forces one that is not here.
     """
     forced = os.environ.get(ENVIRONMENT_VARIABLE, "")
     if forced:
@@ -135,11 +152,33 @@ def choose_backend(
         if wanting is None:
             return name, kernel.purpose()
         passed += f"; not {name}: {wanting}"
+    name, reason = torch_form(length, head_dim, state_dim)
+    return name, reason + passed
+
+
+def torch_form(length: int, head_dim: int, state_dim: int) -> tuple[str, str]:
+    """The form in plain torch with fewer multiply-adds for these sizes, and why (our choice)."""
     crossover = DEFAULT_CHUNK + 2 * head_dim * state_dim // (head_dim + state_dim)
     if length <= crossover:
-        reason = f"L={length} is at most {crossover}, where one matrix product is cheaper"
-        return "quadratic", reason + passed
-    return "chunked", f"L={length} is above {crossover}, where linear cost wins{passed}"
+        return (
+            "quadratic",
+            f"L={length} is at most {crossover}, where one matrix product is cheaper",
+        )
+    return "chunked", f"L={length} is above {crossover}, where linear cost wins"
+
+
+def backends_in_use(
+    lengths: Iterable[int], head_dim: int, state_dim: int, device: torch.device
+) -> str:
+    """What "auto" takes for sequences of these lengths, in words: "native (avx512)".
+
+    Two runs with the same words compute the same bits, as far as the scan goes.
+    """
+    names = [choose_backend(n, head_dim, state_dim, device=device)[0] for n in lengths]
+    return ", ".join(
+        f"{name} ({_KERNELS[name].variant()})" if name in _KERNELS else name
+        for name in dict.fromkeys(names)
+    )
 
 
 @overload
