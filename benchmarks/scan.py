@@ -4,10 +4,11 @@
 
 For every shape all candidates run in turn, one after another in one process, and the table gives
 medians and their ratios to the chunked torch form, so that a busy machine disturbs them alike. The
-decoder's shapes come first. Beside the backends: Mamba-2's `ssd_minimal` and, where it is
-installed, mambapy's parallel scan, once per direction. Peak memory of a training step is taken in a
-process of its own. Then the growth from 256 to 65,536 tokens beside attention of the same width,
-drawn into docs/scan-growth.svg. Random values, so no data set is needed; on a CPU.
+decoder's shapes come first. Beside the backends: Mamba-2's `ssd_minimal` and, where they are
+installed, mambapy's parallel scan, once per direction, and the chunked form as a graph in ONNX
+Runtime and OpenVINO, forward only. Peak memory of a training step is taken in a process of its own.
+Then the growth from 256 to 65,536 tokens beside attention of the same width, drawn into docs/scan-
+growth.svg. Random values, so no data set is needed; on a CPU.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from benchmarks._context import (
     markdown,
 )
 from benchmarks._scan_baselines import parallel_scan, ssd_minimal
+from benchmarks._scan_graphs import graphs
 from mambaadv2.report import line_chart
 from mambaadv2.scan import available_backends, selective_scan
 from mambaadv2.scan.orders import directions
@@ -172,8 +174,14 @@ def measure(shape: Shape) -> dict[str, dict[str, float]]:
     leaves = [part.clone().requires_grad_() for part in tensors]
     dy = torch.randn_like(tensors[0])
     functions = dict(candidates(shape))
+    order = directions("hilbert", shape.side, shape.side, shape.K)
     with torch.no_grad():
-        forward = compare({n: lambda f=f: f(*tensors) for n, f in functions.items()})  # type: ignore[misc]
+        expected = functions[BASE](*tensors)
+        once = functions | dict(graphs(tensors, order))
+        for name in set(once) - {"ssd_minimal", "mambapy pscan"}:  # these compute less
+            wrong = (once[name](*tensors) - expected).abs().max() / expected.abs().max()
+            assert wrong < 1e-3, f"{name}: {float(wrong):.1e} away from {BASE} at {shape}"
+        forward = compare({n: lambda f=f: f(*tensors) for n, f in once.items()})  # type: ignore[misc]
     both = compare({n: training(f, leaves, dy) for n, f in functions.items()})
     return {"forward": forward, "training": both}
 
@@ -243,8 +251,8 @@ def table(shape: Shape, found: dict[str, dict[str, float]]) -> list[list[str]]:
     for name in found["forward"]:
         row = [f"{shape.name} {name}"]
         for part in ("forward", "training"):
-            ms = found[part][name]
-            row += [f"{ms:.2f}", f"{found[part][BASE] / ms:.1f}"]
+            ms = found[part].get(name)
+            row += ["-", "-"] if ms is None else [f"{ms:.2f}", f"{found[part][BASE] / ms:.1f}"]
         rows.append(row)
     return rows
 
