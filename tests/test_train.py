@@ -37,6 +37,7 @@ from mambaadv2.model.encoder import build_encoder
 from mambaadv2.model.network import Features, Network, reconstruction_loss
 from mambaadv2.model.scoring import Scorer
 from mambaadv2.predict import load
+from mambaadv2.scan import available_backends
 from mambaadv2.train import train_model
 
 CLASSES = ("disc", "stripes")
@@ -98,6 +99,30 @@ def weights(run: Path) -> bytes:
 
 def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics(run)]
+
+
+@pytest.mark.skipif("native" not in available_backends(), reason="no native scan here")
+def test_the_scan_that_computes_changes_rounding_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole trainings with the compiled scan and with torch's: losses, thresholds and maps.
+
+    Few steps: Adam divides by small numbers at first, so after a dozen steps any two forms, the
+    float64 reference among them, are half a percent apart.
+    """
+    config = dataclasses.replace(CONFIG, epochs=3)
+    found = {}
+    for backend in ("native", "chunked"):
+        monkeypatch.setenv("MAMBAADV2_SCAN_BACKEND", backend)
+        run = train_model(data, tmp_path / backend, MODEL, config, progress=True)
+        assert f"scan: {backend}" in capsys.readouterr().err
+        image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        found[backend] = losses(run), load(run, device="cpu").predict([image])[0]
+    (ours, mine), (theirs, other) = found["native"], found["chunked"]
+    assert ours[-1] < ours[0]
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert mine.threshold == pytest.approx(other.threshold, rel=1e-2)
+    assert np.abs(mine.map - other.map).max() < 1e-2 * np.abs(other.map).max()
 
 
 def test_a_run_folder_holds_eight_files(run: Path) -> None:
