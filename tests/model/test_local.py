@@ -14,7 +14,6 @@ from mambaadv2.model.local import (
     FrequencyConv,
     LocalBranch,
     haar_transform,
-    instance_norm,
     inverse_haar_transform,
 )
 
@@ -144,14 +143,6 @@ def test_a_branch_has_no_biases_because_they_would_do_nothing(frequency: Frequen
         conv.bias = nn.Parameter(random(4))
     assert set(dict(branch.named_parameters())) > set(names)
     torch.testing.assert_close(branch(x), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_instance_norm_is_torchs() -> None:
-    x = 3 + 2 * random(2, 5, 6, 4)
-    torch.testing.assert_close(instance_norm(x), F.instance_norm(x))
-    last = x.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(instance_norm(last), F.instance_norm(x))
-    assert not instance_norm(random(2, 5, 1, 1)).any()
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaadv2.model.config import Frequency
+from mambaadv2.model.fused import depthwise, norm_silu
 
 FREQUENCY_SCALE = 0.1  # [lineage]
 
@@ -20,6 +21,16 @@ def haar_transform(x: Tensor) -> Tensor:
 
     Odd sides are extended by their last row or column.
     """
+    return haar_sums(x) * 0.5
+
+
+def inverse_haar_transform(bands: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of `haar_transform`, cut to height x width."""
+    return inverse_haar_sums(bands * 0.5, height, width)
+
+
+def haar_sums(x: Tensor) -> Tensor:
+    """Twice `haar_transform`: sums and differences alone."""
     if x.shape[-1] % 2 or x.shape[-2] % 2:
         x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate")
     # unbind, not slices: the gradient of a slice is a full map of zeros. Rows of channels stay
@@ -27,26 +38,28 @@ def haar_transform(x: Tensor) -> Tensor:
     rows = x.permute(0, 2, 3, 1)
     top, bottom = rows.unflatten(1, (-1, 2)).unbind(2)
     (a, b), (c, d) = (half.unflatten(2, (-1, 2)).unbind(3) for half in (top + bottom, top - bottom))
-    return torch.cat((a + b, a - b, c + d, c - d), dim=-1).permute(0, 3, 1, 2) * 0.5
+    return torch.cat((a + b, a - b, c + d, c - d), dim=-1).permute(0, 3, 1, 2)
 
 
-def inverse_haar_transform(bands: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of `haar_transform`, cut to height x width."""
-    ll, lh, hl, hh = (bands * 0.5).permute(0, 2, 3, 1).chunk(4, dim=-1)
+def inverse_haar_sums(bands: Tensor, height: int, width: int) -> Tensor:
+    """Twice `inverse_haar_transform`."""
+    ll, lh, hl, hh = bands.permute(0, 2, 3, 1).chunk(4, dim=-1)
     sums = torch.stack((ll + lh, ll - lh), dim=3).flatten(2, 3)  # (B, h/2, w, C)
     differences = torch.stack((hl + hh, hl - hh), dim=3).flatten(2, 3)
     full = torch.stack((sums + differences, sums - differences), dim=2).flatten(1, 2)
     return full[:, :height, :width].permute(0, 3, 1, 2)
 
 
-def instance_norm(x: Tensor) -> Tensor:
-    """Normalise every channel of every image over its positions, without learned scale.
+class DepthwiseConv(nn.Conv2d):
+    """Depth-wise k x k convolution without bias, its channels scaled where a scale is given."""
 
-    Written as a group norm with one channel per group: the same numbers, but torch keeps the
-    channels-last layout, where its instance norm falls back to copies. Maps of one position become
-    zero, as they would in the limit.
-    """
-    return torch.group_norm(x, x.shape[1])
+    def __init__(self, dim: int, kernel: int) -> None:
+        super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
+
+    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Map (B, C, h, w) to one of the same shape; scale (C,)."""
+        weight = self.weight if scale is None else self.weight * scale.view(-1, 1, 1, 1)
+        return depthwise(input, weight)
 
 
 class FrequencyConv(nn.Module):
@@ -58,12 +71,9 @@ class FrequencyConv(nn.Module):
         super().__init__()
         self.frequency = frequency
         # No biases here and in the branch: the InstanceNorm behind each takes them out again.
-        self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
+        self.conv = DepthwiseConv(dim, kernel)
         if frequency == "wavelet":
-            size = band_kernel or kernel
-            self.band_conv = nn.Conv2d(
-                4 * dim, 4 * dim, size, padding=size // 2, groups=4 * dim, bias=False
-            )
+            self.band_conv = DepthwiseConv(4 * dim, band_kernel or kernel)
             self.scale = nn.Parameter(torch.full((4 * dim,), FREQUENCY_SCALE))
         elif frequency == "fft":
             # A complex gain on a k x k grid of frequencies, resampled to any size (our choice).
@@ -74,8 +84,9 @@ class FrequencyConv(nn.Module):
         """Map (B, C, h, w) to one of the same shape."""
         y: Tensor = self.conv(x)
         if self.frequency == "wavelet":
-            bands = self.band_conv(haar_transform(x)) * self.scale.view(1, -1, 1, 1)
-            y = y + inverse_haar_transform(bands, *x.shape[-2:])
+            # The weights are scaled, not the maps: s and the transforms' halves cost no pass then.
+            bands = self.band_conv(haar_sums(x), 0.25 * self.scale)
+            y = y + inverse_haar_sums(bands, *x.shape[-2:])
         elif self.frequency == "fft":
             y = y + self._filtered(x)
         return y
@@ -107,9 +118,9 @@ class LocalBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to one of the same shape."""
-        x = F.silu(instance_norm(self.first(x)))
-        x = F.silu(instance_norm(self.spatial(x)))
-        return F.silu(instance_norm(self.last(x)))
+        x = norm_silu(self.first(x))
+        x = norm_silu(self.spatial(x))
+        return norm_silu(self.last(x))
 
 
 class DropPath(nn.Module):

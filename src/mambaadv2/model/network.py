@@ -44,8 +44,7 @@ class Network(nn.Module):
         self.register_buffer("feature_scale", torch.ones(len(self.channels)))
         init_weights(self)
         # Channels last is what torch's CPU kernels are fast in; strides only, no other effect.
-        self.neck.to(memory_format=torch.channels_last)
-        self.decoder.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:

@@ -14,14 +14,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-ABI = 1  # kAbi in csrc/scan.h
+from mambaadv2.errors import ConfigError
+
+ABI = 2  # kAbi in csrc/scan.h
 PATH = Path(__file__).parent / "libmambaadv2_scan.so"
 DISABLED_VARIABLE = "MAMBAADV2_NATIVE"  # "0": do as if there were no library
 ISA_VARIABLE = "MAMBAADV2_NATIVE_ISA"  # baseline, avx2 or avx512; read once, by the library
 
 _REBUILD = "run pip install again where a C++ compiler is (docs/scan.md)"
 
-# The fields of the three structures of csrc/scan.h, in their order. A plain name is a size or a
+# The fields of the scan's structures of csrc/scan.h, in their order. A plain name is a size or a
 # stride; a name with a star is a pointer.
 _PROBLEM = """b K L H G P N S
 *x x_batch x_token x_head *B B_batch B_token B_group *C C_batch C_token C_group
@@ -58,6 +60,23 @@ class Gradients(ctypes.Structure):
     _fields_ = _fields(_GRADIENTS)
 
 
+class NormSilu(ctypes.Structure):
+    """Sizes and addresses of an instance normalisation with SiLU."""
+
+    _fields_ = (
+        *_fields("images positions channels"),
+        ("epsilon", ctypes.c_float),
+        *_fields("*x *mean *scale *y *dx"),
+    )
+
+
+class Depthwise(ctypes.Structure):
+    """Sizes and addresses of a depth-wise convolution."""
+
+    _fields_ = _fields("images height width channels kernel *x *given *shares")
+
+
+STRUCTURES = (Problem, Outputs, Gradients, NormSilu, Depthwise)
 NOT_A_PERMUTATION = 2  # kNotAPermutation in csrc/scan.h
 
 
@@ -70,10 +89,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(PATH))
         abi, layout = library.mambaadv2_abi(), library.mambaadv2_layout
         layout.restype = ctypes.c_int64
-        sizes = [layout(index) for index in range(3)]
+        sizes = [layout(index) for index in range(len(STRUCTURES))]
     except (OSError, AttributeError) as error:
         return None, f"{PATH.name} cannot be loaded ({error}); {_REBUILD}"
-    ours = [ctypes.sizeof(kind) for kind in (Problem, Outputs, Gradients)]
+    ours = [ctypes.sizeof(kind) for kind in STRUCTURES]
     if abi != ABI or sizes != ours:
         return None, f"{PATH.name} is of another version (ABI {abi}, not {ABI}); {_REBUILD}"
     library.mambaadv2_isa.restype = ctypes.c_char_p
@@ -82,6 +101,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     library.mambaadv2_workspace.argtypes = [pointer, number, number]
     library.mambaadv2_forward.argtypes = [pointer, pointer, number, pointer]
     library.mambaadv2_backward.argtypes = [pointer, pointer, number, pointer]
+    library.mambaadv2_norm_silu.argtypes = [pointer, number, number]
+    library.mambaadv2_depthwise_workspace.argtypes = [pointer, number]
+    library.mambaadv2_depthwise_workspace.restype = ctypes.c_int64
+    library.mambaadv2_depthwise_weight.argtypes = [pointer, pointer, number, pointer]
     isa = library.mambaadv2_isa()
     if isa is None:
         forced = os.environ.get(ISA_VARIABLE)
@@ -117,6 +140,12 @@ def library() -> ctypes.CDLL:
 def address(tensor: Tensor | None) -> int | None:
     """Where a tensor's numbers begin; a null pointer for None and for an empty one."""
     return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def require_done(status: int) -> None:
+    """Stop where a function of the library refused its arguments."""
+    if status != 0:
+        raise ConfigError(f"native library: status {status}")
 
 
 def fill(structure: ctypes.Structure, values: Mapping[str, Tensor | int | None]) -> None:

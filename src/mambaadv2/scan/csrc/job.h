@@ -36,11 +36,21 @@ struct Kernels {
                     int64_t direction, float *scratch);  // direction -1: all, one after another
     void (*backward)(const Problem &, const Gradients &, const Shared &, int64_t batch,
                      int64_t group, int64_t slot, float *scratch);
+
+    // local.h; each `_lanes` is how many channels one job takes.
+    int64_t (*norm_lanes)();
+    void (*norm_silu)(const NormSilu &, bool backward, int64_t image, int64_t channel);
+    int64_t (*depthwise_lanes)();
+    int64_t (*depthwise_scratch)(const Depthwise &);  // floats per worker
+    void (*depthwise_weight)(const Depthwise &, int64_t image, int64_t channel, float *scratch);
 };
 
 // Null where the processor or the build lacks the instruction set.
 const Kernels *baseline_kernels();
 const Kernels *avx2_kernels();
 const Kernels *avx512_kernels();
+
+// Those in use; null when the environment asks for what is not here.
+const Kernels *kernels();
 
 }  // namespace scan

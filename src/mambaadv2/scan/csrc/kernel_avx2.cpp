@@ -3,6 +3,7 @@
 #define MAMBAADV2_NAME "avx2"
 #define MAMBAADV2_KERNELS avx2_kernels
 #include "backward.h"
+#include "local.h"
 #include "kernel.inc"
 #else
 #include "job.h"

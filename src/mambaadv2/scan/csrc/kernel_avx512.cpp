@@ -3,6 +3,7 @@
 #define MAMBAADV2_NAME "avx512"
 #define MAMBAADV2_KERNELS avx512_kernels
 #include "backward.h"
+#include "local.h"
 #include "kernel.inc"
 #else
 #include "job.h"

@@ -3,4 +3,5 @@
 #define MAMBAADV2_NAME "baseline"
 #define MAMBAADV2_KERNELS baseline_kernels
 #include "backward.h"
+#include "local.h"
 #include "kernel.inc"

@@ -28,7 +28,8 @@ const Kernels *supported(const char *name) {
     return nullptr;
 }
 
-// Null when the environment asks for what is not here.
+}  // namespace
+
 const Kernels *kernels() {
     static const Kernels *const chosen = [] {
         const char *forced = std::getenv(kVariable);
@@ -36,6 +37,8 @@ const Kernels *kernels() {
     }();
     return chosen;
 }
+
+namespace {
 
 bool fits(const Problem &p) {
     return p.b >= 1 && p.K >= 1 && p.L >= 1 && p.L < INT32_MAX && p.H >= 1 && p.G >= 1 &&
@@ -242,9 +245,10 @@ Status backward(const Problem &p, const Gradients &grads, int threads, void *mem
 
 EXPORT int32_t mambaadv2_abi() { return scan::kAbi; }
 
-// Sizes of the three structures, so that a stale library is never called.
+// Sizes of the structures, so that a stale library is never called.
 EXPORT int64_t mambaadv2_layout(int32_t which) {
-    const int64_t sizes[] = {sizeof(scan::Problem), sizeof(scan::Outputs), sizeof(scan::Gradients)};
+    const int64_t sizes[] = {sizeof(scan::Problem), sizeof(scan::Outputs), sizeof(scan::Gradients),
+                             sizeof(scan::NormSilu), sizeof(scan::Depthwise)};
     return sizes[which];
 }
 

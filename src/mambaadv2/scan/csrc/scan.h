@@ -9,7 +9,7 @@
 namespace scan {
 
 // Raised whenever a structure or the meaning of a field changes; the Python side asks for it.
-constexpr int32_t kAbi = 1;
+constexpr int32_t kAbi = 2;
 
 constexpr int64_t kMaxDim = 128;  // of P and N; both are multiples of 8
 
@@ -56,6 +56,23 @@ struct Gradients {
     float *x, *B, *C, *dt, *A, *trap, *angle, *B_bias, *C_bias, *D;
     float *weights;                      // null without weights
     float *first_h, *first_k, *first_x;  // null without a state
+};
+
+// Instance normalisation and SiLU of maps (images, positions, channels), dense.
+struct NormSilu {
+    int64_t images, positions, channels;
+    float epsilon;
+    const float *x;
+    float *mean, *scale;  // (images, channels); scale is 1 / deviation
+    float *y;             // the output, or its gradient
+    float *dx;            // the gradient of x, or null
+};
+
+// A depth-wise convolution of maps (images, height, width, channels), dense, stride 1.
+struct Depthwise {
+    int64_t images, height, width, channels, kernel;  // kernel 5 or 7
+    const float *x, *given;  // input, and gradient of the output
+    float *shares;           // (images, channels, kernel, kernel), taken from the workspace
 };
 
 enum Status : int32_t { kDone = 0, kUnsupported = 1, kNotAPermutation = 2, kNoThreads = 3 };
