@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,9 +34,10 @@ needs_library = pytest.mark.skipif(
 
 # Largest error over the largest magnitude of the expected tensor.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-# For shapes that hypothesis picks to be the worst: the gradient of one weight, or of few angles,
-# can be a small difference of large sums. The chunked form in float32 reaches 2.6e-5 there.
-WORST_TOLERANCE = 3e-5
+# For shapes that hypothesis picks to be the worst: the gradient of one weight, or of the angles at
+# a token with a dt of 10 or more, can be a small difference of large sums. The chunked form in
+# float32 reaches 5.6e-5 there.
+WORST_TOLERANCE = {"d angle": 3e-5, "d weights": 3e-5}
 
 
 class Inputs(NamedTuple):
@@ -147,11 +148,15 @@ def assert_close(actual: Tensor, wanted: Tensor, tolerance: float, name: str) ->
     )
 
 
-def assert_equals_reference(case: Case, *, tolerance: float = 1e-5, ends: bool = True) -> None:
+def assert_equals_reference(
+    case: Case, *, special: Mapping[str, float] | None = None, ends: bool = True
+) -> None:
+    """Compare all results; `special` has the tolerances of those that have one of their own."""
     # test_forms.py holds the chunked form in float64 to 1e-11 of the reference, which is slow here.
     truth = "reference" if case.inputs.x.shape[1] <= 33 else "chunked"
     wanted = results(case, truth, torch.float64, ends=ends)
     for name, actual in results(case, ends=ends).items():
+        tolerance = (special or {}).get(name, TOLERANCE[torch.float32])
         assert_close(actual, wanted[name], tolerance, name)
 
 
@@ -218,7 +223,7 @@ def test_any_shape(data: st.DataObject) -> None:
     order = data.draw(st.sampled_from(("random", "raster", "hilbert", "zigzag")), label="order")
     case = make_case(size, orders=order, weighted=data.draw(st.booleans(), label="weighted"))
     ends = data.draw(st.booleans(), label="ends")
-    assert_equals_reference(case, tolerance=WORST_TOLERANCE, ends=ends)
+    assert_equals_reference(case, special=WORST_TOLERANCE, ends=ends)
 
 
 @needs_library
@@ -248,7 +253,7 @@ def test_stress(regime: str) -> None:
         inputs = inputs._replace(dt=dt, A=A)
     else:
         inputs = inputs._replace(dt=dt, A=torch.where(inputs.A < -1, -20, A))
-    assert_equals_reference(case._replace(inputs=inputs), tolerance=2e-5)
+    assert_equals_reference(case._replace(inputs=inputs))
 
 
 @needs_library

@@ -11,7 +11,6 @@ result has the same bits for every number of threads and in every run.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, NoReturn
 
 import torch
@@ -22,7 +21,6 @@ from mambaadv2.errors import BackendError
 from mambaadv2.scan import library as lib
 from mambaadv2.scan import native
 
-EPSILON = 1e-5  # of torch's normalisations
 KERNELS = (5, 7)  # torch is fast at 3
 
 
@@ -87,24 +85,19 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _sizes(x: Tensor) -> dict[str, int]:
-    b, c, h, w = x.shape
-    return {"images": b, "positions": h * w, "channels": c}
-
-
-def _norm(values: dict[str, Tensor | int], *, backward: bool) -> None:
-    call = lib.NormSilu()
-    call.epsilon = EPSILON
-    lib.fill(call, values)
-    threads = torch.get_num_threads()
-    lib.require_done(lib.library().mambaadv2_norm_silu(ctypes.byref(call), backward, threads))
+def _norm(x: Tensor, mean: Tensor, scale: Tensor, y: Tensor, dx: Tensor | None) -> None:
+    """Forward without `dx`: writes mean, scale and y. With it backward: y is its gradient."""
+    if x.numel():
+        b, c, h, w = x.shape
+        call = lib.pack(b, h * w, c, x, mean, scale, y, dx)
+        threads = torch.get_num_threads()
+        lib.require_done(lib.library().mambaadv2_norm_silu(call, dx is not None, threads))
 
 
 def _norm_forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = _dense(x)
     y, mean, scale = _norm_shapes(x)
-    if x.numel():
-        _norm(_sizes(x) | {"x": x, "mean": mean, "scale": scale, "y": y}, backward=False)
+    _norm(x, mean, scale, y, None)
     return y, mean, scale
 
 
@@ -116,27 +109,20 @@ def _norm_shapes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _norm_backward(given: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     x, given = _dense(x), _dense(given)
     dx = torch.empty_like(x, memory_format=torch.channels_last)
-    if x.numel():
-        values = {"x": x, "mean": mean, "scale": scale, "y": given, "dx": dx}
-        _norm(_sizes(x) | values, backward=True)
+    _norm(x, mean, scale, given, dx)
     return dx
 
 
 def _depthwise_weight(given: Tensor, x: Tensor, kernel: int) -> Tensor:
     x, given = _dense(x), _dense(given)
     b, c, h, w = x.shape
-    call = lib.Depthwise()
-    sizes = {"images": b, "height": h, "width": w, "channels": c, "kernel": kernel}
-    lib.fill(call, sizes | {"x": x, "given": given})
+    call = lib.pack(b, h, w, c, kernel, x, given, None)
     library, threads = lib.library(), torch.get_num_threads()
-    memory = torch.empty(
-        library.mambaadv2_depthwise_workspace(ctypes.byref(call), threads), dtype=torch.float32
-    )
+    size = library.mambaadv2_depthwise_workspace(call, threads)
+    memory = torch.empty(max(0, size), dtype=torch.float32)
     dw = x.new_empty(c, 1, kernel, kernel)
     lib.require_done(
-        library.mambaadv2_depthwise_weight(
-            ctypes.byref(call), dw.data_ptr(), threads, memory.data_ptr()
-        )
+        library.mambaadv2_depthwise_weight(call, dw.data_ptr(), threads, memory.data_ptr())
     )
     return dw
 

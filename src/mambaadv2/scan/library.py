@@ -9,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Mapping
+import struct
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mambaadv2.errors import ConfigError
@@ -23,60 +24,10 @@ ISA_VARIABLE = "MAMBAADV2_NATIVE_ISA"  # baseline, avx2 or avx512; read once, by
 
 _REBUILD = "run pip install again where a C++ compiler is (docs/scan.md)"
 
-# The fields of the scan's structures of csrc/scan.h, in their order. A plain name is a size or a
-# stride; a name with a star is a pointer.
-_PROBLEM = """b K L H G P N S
-*x x_batch x_token x_head *B B_batch B_token B_group *C C_batch C_token C_group
-*dt dt_batch dt_direction dt_token dt_head *A A_batch A_token A_head
-*trap trap_batch trap_token trap_head *angle angle_batch angle_token
-*B_bias *C_bias *D *order *weights *first_h *first_k *first_x"""
-_OUTPUTS = "*y *last_h *last_k *last_x"
-_GRADIENTS = """*given_y *given_h *given_k *given_x
-*x *B *C *dt *A *trap *angle *B_bias *C_bias *D *weights *first_h *first_k *first_x"""
+# Fields of Problem, Outputs, Gradients, NormSilu and Depthwise of csrc/scan.h, all of 8 bytes.
+_FIELDS = (44, 4, 18, 8, 8)
+_PACKERS = {count: struct.Struct(f"@{count}q").pack for count in _FIELDS}
 
-
-def _fields(names: str) -> list[tuple[str, type[ctypes.c_void_p] | type[ctypes.c_int64]]]:
-    return [
-        (name.lstrip("*"), ctypes.c_void_p if name.startswith("*") else ctypes.c_int64)
-        for name in names.split()
-    ]
-
-
-class Problem(ctypes.Structure):
-    """Sizes, strides and addresses of a scan's inputs."""
-
-    _fields_ = _fields(_PROBLEM)
-
-
-class Outputs(ctypes.Structure):
-    """Addresses that the forward pass writes to."""
-
-    _fields_ = _fields(_OUTPUTS)
-
-
-class Gradients(ctypes.Structure):
-    """Addresses of the outputs' gradients and of those that the backward pass writes."""
-
-    _fields_ = _fields(_GRADIENTS)
-
-
-class NormSilu(ctypes.Structure):
-    """Sizes and addresses of an instance normalisation with SiLU."""
-
-    _fields_ = (
-        *_fields("images positions channels"),
-        ("epsilon", ctypes.c_float),
-        *_fields("*x *mean *scale *y *dx"),
-    )
-
-
-class Depthwise(ctypes.Structure):
-    """Sizes and addresses of a depth-wise convolution."""
-
-    _fields_ = _fields("images height width channels kernel *x *given *shares")
-
-
-STRUCTURES = (Problem, Outputs, Gradients, NormSilu, Depthwise)
 NOT_A_PERMUTATION = 2  # kNotAPermutation in csrc/scan.h
 
 
@@ -89,12 +40,14 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(PATH))
         abi, layout = library.mambaadv2_abi(), library.mambaadv2_layout
         layout.restype = ctypes.c_int64
-        sizes = [layout(index) for index in range(len(STRUCTURES))]
+        sizes = [layout(index) for index in range(len(_FIELDS))]
     except (OSError, AttributeError) as error:
         return None, f"{PATH.name} cannot be loaded ({error}); {_REBUILD}"
-    ours = [ctypes.sizeof(kind) for kind in STRUCTURES]
+    ours = [8 * count for count in _FIELDS]
     if abi != ABI or sizes != ours:
         return None, f"{PATH.name} is of another version (ABI {abi}, not {ABI}); {_REBUILD}"
+    library.mambaadv2_use_team.argtypes = [ctypes.c_void_p]
+    library.mambaadv2_use_team(_openmp_team())
     library.mambaadv2_isa.restype = ctypes.c_char_p
     library.mambaadv2_workspace.restype = ctypes.c_int64
     pointer, number = ctypes.c_void_p, ctypes.c_int32
@@ -113,6 +66,16 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             "choose baseline, avx2 or avx512, or unset it"
         )
     return library, isa.decode()
+
+
+def _openmp_team() -> int | None:
+    """Address of `GOMP_parallel` in the OpenMP runtime that torch itself uses, where it does."""
+    try:
+        # A name is looked up in a library and in those that it was linked to.
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 def why_not() -> str | None:
@@ -148,7 +111,7 @@ def require_done(status: int) -> None:
         raise ConfigError(f"native library: status {status}")
 
 
-def fill(structure: ctypes.Structure, values: Mapping[str, Tensor | int | None]) -> None:
-    """Set fields by name; a tensor becomes its address."""
-    for name, value in values.items():
-        setattr(structure, name, value if isinstance(value, int) else address(value))
+def pack(*values: Tensor | int | None) -> bytes:
+    """A structure of the C interface from its fields in their order; a tensor is its address."""
+    fields = [value if isinstance(value, int) else address(value) or 0 for value in values]
+    return _PACKERS[len(fields)](*fields)

@@ -1,113 +1,16 @@
-// The gradients, in closed form: chunks walked backwards, nothing kept from the forward pass.
-//
-// With G the gradient of y in visiting order and dH that of the state after the chunk:
-//     dS = (G x^T) * decay;  dq = diag(in) G H^T + dS k;  dk = dS^T q + diag(out) x dH^T
-//     dx = scores^T G + diag(same) G + diag(out) k dH;  dH = keep * dH + (diag(in) q)^T G
-//     d(dt A)_t = sum of all weights that pass from before token t to t or after it
-//     d(phase)_t = the same sum of <J q, dq> for what t or a later token reads, J(a, b) = (-b, a)
-// Both could be had as running sums of q.dq - k.dk and <J q, dq> + <J k, dk>, but where a decay is
-// strong these are small differences of large sums. So what passes from the state to tokens, from
-// tokens to the state, from state to state and between tokens of the chunk is added up apart.
-// y is linear in G: the weight w of a direction multiplies what leaves the chunk, and
-// sum over t of q.dq + same * G.x without it is that weight's own gradient. No division by w.
+// The backward pass of one (batch, head, direction). The states are computed once more, segment by
+// segment from the end, and then the segment's chunks are walked backwards.
 #pragma once
 
-#include "kernel.h"
+#include "gradients.h"
 
 namespace {
-
-// Sums over the whole sequence and what the chunk after this one left to be finished.
-struct Walk {
-    double D, weight;
-    float *B_bias, *C_bias;  // [n][W]
-    float *state;            // dH, [n][p]
-    // The first token of the chunk after this one still lacks ds of the token before it.
-    bool waiting;
-    int64_t row;
-    float lam, dt;
-};
-
-// What turning the tokens of a chunk does to that part of the state that only passes through it.
-template <int WIDTH>
-INLINE void phases_through(double *through, const float *before, const float *after, float keep,
-                           const Line &line) {
-    const int64_t width = WIDTH ? WIDTH : line.width;
-    for (int64_t i = 0; i < line.S; i++) {
-        const float *h = before + 2 * i * width, *d = after + 2 * i * width;
-        V across = V{};
-        for (int64_t c = 0; c < width; c += W)
-            across += load(d + c) * load(h + width + c) - load(d + width + c) * load(h + c);
-        through[i] = (double)sum(across) * keep;
-    }
-}
-
-INLINE double dot(const float *a, const float *b, int64_t size) {
-    double total = 0;
-    for (int64_t first = 0; first < size; first += 8 * T) {
-        V part = V{};
-        for (int64_t i = first; i < smaller(first + 8 * T, size); i += W)
-            part += load(a + i) * load(b + i);
-        total += sum(part);
-    }
-    return total;
-}
-
-struct Work {
-    float *g, *g_turned, *x_turned;  // [token][width], [p][token]
-    float *left;                     // [n][token]
-    float *dq, *dk;                  // [n][token]
-    float *weighted_q;               // [n][token]
-    // Gradients of the phases, [i][token]: from the state to tokens, to it, between tokens.
-    float *e_from, *e_to, *e_pairs;
-    float *e_turned;         // the three as [token][i]
-    double *phases_through;  // from state to state
-    alignas(64) float ds[T * T], ds_turned[T * T], passed[T * T];
-    alignas(64) float same_gradient[T], q_dq[T], ds_scale[T];
-    alignas(64) float from_state[T], to_state[T];  // q.dq and k.dk as far as the state has part
-    alignas(64) float across[T];  // sum over pairs j < t <= i of scores * their gradient
-};
-
-// Where one (batch, head, direction) puts its gradients.
-struct Sinks {
-    float *x, *dt, *A, *trap, *B, *C, *angle, *B_bias, *C_bias, *D, *weights;
-    int64_t x_step, step, B_step;
-    bool add;         // to x, A, trap: not the first direction
-    bool add_shared;  // to B, C, angle: not the first of this slot
-};
-
-INLINE void place(Work &work, const Line &line, Scratch &scratch) {
-    work.g = scratch.take(T * line.width);
-    work.g_turned = scratch.take(T * line.width);
-    work.x_turned = scratch.take(T * line.width);
-    work.left = scratch.take(T * line.N);
-    work.dq = scratch.take(T * line.N);
-    work.dk = scratch.take(T * line.N);
-    work.weighted_q = scratch.take(T * line.N);
-    const int64_t angles = T * up(line.theta_stride, W);
-    work.e_from = scratch.take(angles);
-    work.e_to = scratch.take(angles);
-    work.e_pairs = scratch.take(angles);
-    work.e_turned = scratch.take(3 * angles);
-    work.phases_through = (double *)scratch.take(2 * line.theta_stride);
-    for (int64_t i = 0; i < line.theta_stride; i++) work.phases_through[i] = 0;
-}
-
-INLINE void place(Walk &walk, const Line &line, Scratch &scratch) {
-    walk.B_bias = scratch.take(line.N * W);
-    walk.C_bias = scratch.take(line.N * W);
-    walk.state = scratch.take(line.N * line.width);
-    for (int64_t i = 0; i < line.N * W; i++) walk.B_bias[i] = walk.C_bias[i] = 0;
-    for (int64_t i = 0; i < line.N * line.width; i++) walk.state[i] = 0;
-    walk.D = walk.weight = 0;
-    walk.waiting = false;
-    walk.row = 0;
-    walk.lam = walk.dt = 0;
-}
 
 // The gradient of the last state, brought into the frame of the sequence.
 INLINE void from_last_state(Walk &walk, const Gradients &grads, const double *phase,
                             const Line &line, int64_t at) {
     if (!grads.last_h) return;
+    walk.live = true;
     float turns[scan::kMaxDim];
     phase_turns(turns, phase, line.S);
     const float *given = grads.last_h + at * line.P * line.N;
@@ -122,289 +25,10 @@ INLINE void from_last_state(Walk &walk, const Gradients &grads, const double *ph
     }
 }
 
-INLINE void clear_row(V (&row)[TV]) {
-    UNROLL for (int v = 0; v < TV; v++) row[v] = V{};
-}
-
-// dS in both layouts, and what passes over each token by pairs of the chunk, without the weight.
-INLINE void score_gradients(Work &work, const Chunk &chunk, const Line &line) {
-    constexpr int ROWS = TV == 1 ? 16 : TV == 2 ? 4 : 2;
-    for (int64_t t = 0; t < T; t += ROWS) {
-        V acc[ROWS][TV];
-        clear(acc);
-        multiply(acc, work.g_turned + t, 1, T, work.x_turned, T, line.P);
-        UNROLL for (int i = 0; i < ROWS; i++)
-            UNROLL for (int v = 0; v < TV; v++) {
-                const int64_t at = (t + i) * T + v * W;
-                store(work.ds + at, acc[i][v] * load(chunk.decay + at));
-                store(work.passed + at, acc[i][v] * load(chunk.scores + at));
-            }
-    }
-    turn(work.ds_turned, work.ds, T);
-
-    V below[TV];
-    clear_row(below);
-    for (int64_t t = T - 1; t >= 0; t--) {
-        UNROLL for (int v = 0; v < TV; v++) {
-            below[v] += load(work.passed + t * T + v * W);
-            store(work.passed + t * T + v * W, below[v]);
-        }
-    }
-    alignas(64) float turned[T * T];
-    turn(turned, work.passed, T);
-    UNROLL for (int v = 0; v < TV; v++) {
-        VI lane;
-        UNROLL for (int i = 0; i < W; i++) lane[i] = v * W + i;
-        V total = V{};
-        for (int32_t j = 0; j < T; j++)
-            total += lane > j ? load(turned + j * T + v * W) : V{};
-        store(work.across + v * W, total);
-    }
-}
-
-// to[n][token] = factor[token] * sum over p of state[n][p] * right[p][token]      (by the state)
-//              + sum over s of left[n][s] * scores[s][token]                     (between tokens)
-// share[token] = sum over n of own[n][token] * the first summand; e_state and e_pairs [i][token]:
-// <J own, each summand> times `by`, the latter added to what is there if `add`.
-template <int WIDTH>
-INLINE void vector_gradients(float *to, float *share, float *e_state, float *e_pairs, float by,
-                             bool add, const float *own, const float *state, const float *right,
-                             const float *factor, const float *left, const float *scores,
-                             const Line &line) {
-    const int64_t width = WIDTH ? WIDTH : line.width;
-    V shares[TV];
-    clear_row(shares);
-    const auto by_state = [&](auto &acc, int64_t n) INLINE_LAMBDA {
-        constexpr int ROWS = sizeof(acc) / sizeof(V) / TV;
-        clear(acc);
-        multiply(acc, state + n * width, width, 1, right, T, line.P);
-        UNROLL for (int v = 0; v < TV; v++) {
-            const V f = load(factor + v * W);
-            UNROLL for (int i = 0; i < ROWS; i++) {
-                acc[i][v] *= f;
-                shares[v] += acc[i][v] * load(own + (n + i) * T + v * W);
-            }
-        }
-    };
-    const auto rows = [&](auto &acc, int64_t n) INLINE_LAMBDA {
-        constexpr int ROWS = sizeof(acc) / sizeof(V) / TV;
-        by_state(acc, n);
-        multiply(acc, left + n * T, T, 1, scores, T, T);
-        UNROLL for (int i = 0; i < ROWS; i++)
-            UNROLL for (int v = 0; v < TV; v++) store(to + (n + i) * T + v * W, acc[i][v]);
-    };
-    constexpr int MANY = TV == 1 ? 16 : TV == 2 ? 4 : 2, FEW = TV == 1 ? 8 : 2;
-    int64_t n = 0;
-    for (; n < 2 * line.S; n += FEW) {
-        V acc[FEW][TV], pairs[FEW][TV];
-        by_state(acc, n);
-        clear(pairs);
-        multiply(pairs, left + n * T, T, 1, scores, T, T);
-        UNROLL for (int i = 0; i < FEW; i += 2)
-            UNROLL for (int v = 0; v < TV; v++) {
-                const int64_t at = (n + i) * T + v * W, angle = at / 2 / T * T + v * W;
-                if (n + i < 2 * line.S) {
-                    const V a = load(own + at) * by, b = load(own + at + T) * by;
-                    const V e = a * pairs[i + 1][v] - b * pairs[i][v];
-                    store(e_state + angle, a * acc[i + 1][v] - b * acc[i][v]);
-                    store(e_pairs + angle, add ? load(e_pairs + angle) + e : e);
-                }
-                store(to + at, acc[i][v] + pairs[i][v]);
-                store(to + at + T, acc[i + 1][v] + pairs[i + 1][v]);
-            }
-    }
-    for (; n + MANY <= line.N; n += MANY) {
-        V acc[MANY][TV];
-        rows(acc, n);
-    }
-    for (; n < line.N; n += FEW) {
-        V acc[FEW][TV];
-        rows(acc, n);
-    }
-    UNROLL for (int v = 0; v < TV; v++) store(share + v * W, shares[v]);
-}
-
-template <int WIDTH>
-INLINE void value_gradients(const Work &work, const Chunk &chunk, const Walk &walk,
-                            const Line &line, const Sinks &sinks, const float *last_x) {
-    const int64_t width = WIDTH ? WIDTH : line.width;
-    constexpr int VECTORS = WIDTH == 0 ? 1 : WIDTH / W < 2 ? 1 : 2;
-    constexpr int ROWS = W < 16 && VECTORS == 2 ? 4 : 8;
-    for (int64_t t = 0; t < chunk.count; t += ROWS) {
-        for (int64_t c = 0; c < width; c += VECTORS * W) {
-            V acc[ROWS][VECTORS];
-            UNROLL for (int i = 0; i < ROWS; i++) {
-                const V same = all(chunk.same[t + i]);
-                UNROLL for (int j = 0; j < VECTORS; j++)
-                    acc[i][j] = same * load(work.g + (t + i) * width + c + j * W);
-            }
-            multiply(acc, chunk.scores + t * T + t, 1, T, work.g + t * width + c, width,
-                     chunk.count - t);
-            UNROLL for (int i = 0; i < ROWS; i++)
-                UNROLL for (int j = 0; j < VECTORS; j++) acc[i][j] *= line.weight;
-            multiply(acc, work.left + t, 1, T, walk.state + c, width, line.N);
-            UNROLL for (int i = 0; i < ROWS; i++) {
-                if (t + i >= chunk.count) break;
-                float *row = sinks.x + chunk.rows[t + i] * sinks.x_step;
-                UNROLL for (int j = 0; j < VECTORS; j++) {
-                    V value = acc[i][j];
-                    if (last_x && t + i == chunk.count - 1)
-                        for (int64_t e = 0; e < smaller(W, line.P - c - j * W); e++)
-                            value[e] += last_x[c + j * W + e];
-                    put_values(row, value, c + j * W, line.P, sinks.add);
-                }
-            }
-        }
-    }
-}
-
-// dq and dk turned back and brought to B, C, their biases, the phases and the scalars.
-INLINE void finish_vectors(Work &work, const Chunk &chunk, Walk &walk, const Line &line,
-                           const float *last_k) {
-    const int64_t last = chunk.count - 1;
-    UNROLL for (int v = 0; v < TV; v++) {
-        const int64_t o = v * W;
-        const V own = load(work.same_gradient + o) * load(chunk.gamma + o) * line.weight;
-        const V scale = load(chunk.scale + o);
-        V q_dq = V{}, ds = V{};
-        for (int64_t i = 0; i < line.S; i++) {
-            const int64_t at = 2 * i * T + o;
-            const V cosine = load(chunk.cosine + i * T + o), sine = load(chunk.sine + i * T + o);
-            const V qa = load(chunk.plain_q + at), qb = load(chunk.plain_q + at + T);
-            const V ka = load(chunk.plain_k + at), kb = load(chunk.plain_k + at + T);
-            const V da = load(work.dq + at), db = load(work.dq + at + T);
-            const V ea = load(work.dk + at), eb = load(work.dk + at + T);
-            const V ua = da * cosine + db * sine, ub = db * cosine - da * sine;
-            const V va = ea * cosine + eb * sine, vb = eb * cosine - ea * sine;
-            q_dq += qa * ua + qb * ub;
-            ds += ka * va + kb * vb;
-            store(work.dq + at, ua * line.weight + ka * own);
-            store(work.dq + at + T, ub * line.weight + kb * own);
-            store(work.dk + at, va * scale + qa * own);
-            store(work.dk + at + T, vb * scale + qb * own);
-        }
-        for (int64_t n = 2 * line.S; n < line.N; n++) {
-            const int64_t at = n * T + o;
-            const V q = load(chunk.plain_q + at), k = load(chunk.plain_k + at);
-            const V u = load(work.dq + at), w = load(work.dk + at);
-            q_dq += q * u;
-            ds += k * w;
-            store(work.dq + at, u * line.weight + k * own);
-            store(work.dk + at, w * scale + q * own);
-        }
-        store(work.q_dq + o, q_dq);
-        store(work.ds_scale + o, ds);
-    }
-    if (last_k)
-        for (int64_t n = 0; n < line.N; n++) work.dk[n * T + last] += last_k[n];
-    for (int64_t n = 0; n < line.N; n++) {
-        V b = load(walk.B_bias + n * W), c = load(walk.C_bias + n * W);
-        UNROLL for (int v = 0; v < TV; v++) {
-            b += load(work.dk + n * T + v * W);
-            c += load(work.dq + n * T + v * W);
-        }
-        store(walk.B_bias + n * W, b);
-        store(walk.C_bias + n * W, c);
-    }
-}
-
-// [i][token] to [token][i], rows of `stride`.
-INLINE void turn_angles(float *to, const float *from, int64_t S, int64_t stride) {
-    for (int64_t i = 0; i < stride; i += W) {
-        for (int64_t t = 0; t < T; t += W) {
-            V tile[W];
-            UNROLL for (int r = 0; r < W; r++)
-                tile[r] = i + r < S ? load(from + (i + r) * T + t) : V{};
-            transpose(tile);
-            UNROLL for (int r = 0; r < W; r++) store(to + (t + r) * stride + i, tile[r]);
-        }
-    }
-}
-
-INLINE VD widen(const float *p) { return __builtin_convertvector(load_half(p), VD); }
-
-// The phases' gradients, brought to the angles and, as a sum, to dt of every token.
-INLINE void finish_phases(const Work &work, const Chunk &chunk, const Line &line,
-                          const Sinks &sinks, double *to_dt) {
-    constexpr int half = W / 2;
-    const int64_t stride = up(line.theta_stride, W), count = chunk.count;
-    float *e_from = work.e_turned, *e_to = e_from + T * stride, *e_pairs = e_to + T * stride;
-    turn_angles(e_from, work.e_from, line.S, stride);
-    turn_angles(e_to, work.e_to, line.S, stride);
-    turn_angles(e_pairs, work.e_pairs, line.S, stride);
-    for (int64_t t = 0; t < T; t++) to_dt[t] = 0;
-    // The pairs' sums are taken from both ends to the middle: the first token's phase, for one,
-    // changes nothing between them, and must give exactly nothing.
-    const int64_t middle = (count + 1) / 2;
-    for (int64_t i = 0; i < line.S; i += half) {
-        VD from = VD{}, to = VD{}, later = VD{}, earlier = VD{};
-        for (int64_t t = 0; t < count; t++) to += widen(e_to + t * stride + i);
-        for (int64_t t = 0; t < middle; t++) earlier += widen(e_pairs + t * stride + i);
-        const VD through = load_double(work.phases_through + i);
-        for (int64_t t = count - 1; t >= 0; t--) {
-            from += widen(e_from + t * stride + i);
-            to -= widen(e_to + t * stride + i);
-            VD pairs = widen(e_pairs + t * stride + i);
-            if (t >= middle) {
-                pairs = later += pairs;
-            } else {
-                earlier -= pairs;
-                pairs = t > 0 ? -earlier : VD{};
-            }
-            const VD all = through + from - to + pairs;
-            const VD theta = load_double(line.theta + chunk.rows[t] * line.theta_stride + i);
-            to_dt[t] += sum(all * theta);
-            const VH now = __builtin_convertvector(all * (double)chunk.dt[t], VH);
-            float *row = sinks.angle + chunk.rows[t] * line.S + i;
-            if (i + half <= line.S) {
-                store_half(row, sinks.add_shared ? load_half(row) + now : now);
-            } else {
-                for (int64_t j = 0; j < line.S - i; j++)
-                    row[j] = sinks.add_shared ? row[j] + now[j] : now[j];
-            }
-        }
-    }
-}
-
-INLINE void put(float *to, float value, bool add) { *to = add ? *to + value : value; }
-
-INLINE void finish_scalars(const Work &work, const Chunk &chunk, Walk &walk, const Line &line,
-                           const Sinks &sinks, const double *to_dt, double through) {
-    const int64_t last = chunk.count - 1;
-    if (walk.waiting) {
-        const float before = work.ds_scale[last];
-        sinks.dt[walk.row * sinks.step] += (1 - walk.lam) * before;
-        sinks.trap[walk.row * sinks.step] -= walk.dt * before * walk.lam * (1 - walk.lam);
-    }
-    // What passes over a token from the state that enters the chunk, and to the one that leaves it.
-    double after = through, before_it = 0;
-    for (int64_t t = 0; t < last; t++) before_it += work.to_state[t];
-    for (int64_t t = last; t >= 0; t--) {
-        const int64_t row = chunk.rows[t];
-        const float lam = chunk.lam[t], dt = chunk.dt[t], ds = work.ds_scale[t];
-        const float before = t > 0 ? work.ds_scale[t - 1] : 0.0f;
-        const float own = work.same_gradient[t] * line.weight;
-        after += (double)work.from_state[t] * line.weight;
-        const double running = after + before_it + (double)work.across[t] * line.weight;
-        if (t > 0) before_it -= work.to_state[t - 1];
-        const float d_gamma = ds + own * chunk.dot[t];
-        sinks.dt[row * sinks.step] = (float)(lam * d_gamma + (1 - lam) * before +
-                                             chunk.A[t] * running + to_dt[t]);
-        put(sinks.A + row * sinks.step, (float)(dt * running), sinks.add);
-        put(sinks.trap + row * sinks.step, dt * (d_gamma - before) * lam * (1 - lam), sinks.add);
-        walk.D += own;
-        walk.weight += (double)work.q_dq[t] + (double)work.same_gradient[t] * chunk.same[t];
-    }
-    walk.waiting = true;
-    walk.row = chunk.rows[0];
-    walk.lam = chunk.lam[0];
-    walk.dt = chunk.dt[0];
-}
-
 template <int WIDTH>
 INLINE void backward_chunk(Work &work, const Chunk &chunk, Walk &walk, const Line &line,
-                           const Sinks &sinks, const float *state, const float *dy,
-                           const float *last_k, const float *last_x) {
+                           const Sinks &sinks, const float *state, bool entered,
+                           const float *dy, const float *last_k, const float *last_x) {
     const int64_t width = WIDTH ? WIDTH : line.width;
     if (dy) {
         gather_values(work.g, dy, sinks.x_step, chunk.rows, chunk.count, line.P, width);
@@ -420,19 +44,31 @@ INLINE void backward_chunk(Work &work, const Chunk &chunk, Walk &walk, const Lin
         store(work.same_gradient + v * W, dot);
     }
     score_gradients(work, chunk, line);
-    for (int64_t i = 0; i < line.N * T; i += W)
-        store(work.weighted_q + i, load(chunk.q + i) * line.weight);
+    const float *weighted_q = chunk.q;
+    if (line.weight != 1) {
+        weighted_q = work.weighted_q;
+        for (int64_t i = 0; i < line.N * T; i += W)
+            store(work.weighted_q + i, load(chunk.q + i) * line.weight);
+    }
     vector_gradients<WIDTH>(work.dq, work.from_state, work.e_from, work.e_pairs, line.weight,
-                            false, chunk.q, state, work.g_turned, chunk.in, chunk.k,
-                            work.ds_turned, line);
+                            false, chunk.q, state, entered ? line.P : 0, work.g_turned, chunk.in,
+                            chunk.k, work.ds_turned, line);
     vector_gradients<WIDTH>(work.dk, work.to_state, work.e_to, work.e_pairs, 1.0f, true, chunk.k,
-                            walk.state, work.x_turned, chunk.out, work.weighted_q, work.ds, line);
-    phases_through<WIDTH>(work.phases_through, state, walk.state, chunk.keep, line);
-    const double through = chunk.keep * dot(walk.state, state, line.N * width);
-    weigh(work.left, chunk.k, chunk.out, 1.0f, line.N);
+                            walk.state, walk.live ? line.P : 0, work.x_turned, chunk.out,
+                            weighted_q, work.ds, line);
+    double through = 0;
+    if (entered && walk.live) {
+        phases_through<WIDTH>(work.phases_through, state, walk.state, chunk.keep, line);
+        through = chunk.keep * dot(walk.state, state, line.N * width);
+    } else {
+        for (int64_t i = 0; i < line.S; i++) work.phases_through[i] = 0;
+    }
     value_gradients<WIDTH>(work, chunk, walk, line, sinks, last_x);
-    weigh(work.left, work.weighted_q, chunk.in, 1.0f, line.N);
-    carry<WIDTH>(walk.state, chunk.keep, work.left, work.g, chunk.count, line.N, width);
+    if (entered) {
+        weigh(work.left, weighted_q, chunk.in, 1.0f, line.N);
+        carry<WIDTH>(walk.state, chunk.keep, work.left, work.g, chunk.count, line.N, width);
+        walk.live = true;
+    }
 
     double to_dt[T];
     finish_vectors(work, chunk, walk, line, last_k);
@@ -467,26 +103,58 @@ INLINE void to_first_state(const Problem &p, const Gradients &grads, const Walk 
     sinks.trap[walk.row * sinks.step] -= walk.dt * before * walk.lam * (1 - walk.lam);
 }
 
-// Carry the state over chunks [begin, end); keep what enters chunk z in kept[z / every] if asked.
+// States at the beginning of segments, and of every chunk of one segment what was prepared for it.
 struct Kept {
-    float *states;
-    double *phases;
+    float *segment_states, *states;
+    double *segment_phases;
+    Keys *keys;
 };
 
+INLINE void place(Kept &kept, const Line &line, int64_t segments, int64_t segment,
+                  Scratch &scratch) {
+    const int64_t size = line.N * line.width;
+    kept.segment_states = scratch.take(segments * size);
+    kept.segment_phases = (double *)scratch.take(2 * segments * line.theta_stride);
+    kept.states = scratch.take(segment * size);
+    kept.keys = (Keys *)scratch.take(segment * (int64_t)(sizeof(Keys) / sizeof(float)));
+    for (int64_t i = 0; i < segment; i++) place(kept.keys[i], line, scratch);
+}
+
+int64_t kept_floats(int64_t N, int64_t S, int64_t theta_stride, int64_t width, int64_t segments,
+                    int64_t segment) {
+    const int64_t chunk = N * width + sizeof(Keys) / sizeof(float) + keys_floats(N, S, width);
+    return segments * (N * width + 2 * theta_stride) + segment * (chunk + 5 * 16) + 4 * 16;
+}
+
+// Carry the state over the first segments and keep what enters each.
 template <int WIDTH>
-void sweep(Chunk &chunk, float *state, float *left, const Line &line, int64_t begin, int64_t end,
-           int64_t every, Kept kept) {
+void sweep_segments(Carried &carried, const Kept &kept, const Line &line, int64_t segments,
+                    int64_t segment) {
+    const int64_t width = WIDTH ? WIDTH : line.width, size = line.N * width;
+    Keys &keys = kept.keys[0];
+    for (int64_t z = 0; z < segments * segment; z++) {
+        if (z % segment == 0) {
+            const int64_t at = z / segment, angles = line.theta_stride;
+            memcpy(kept.segment_states + at * size, carried.state, size * sizeof(float));
+            memcpy(kept.segment_phases + at * angles, carried.phase, angles * sizeof(double));
+        }
+        prepare_keys(keys, carried, line, z * T);
+        carry<WIDTH>(carried.state, keys.keep, carried.left, keys.x, keys.count, line.N, width);
+    }
+}
+
+// Carry the state over the chunks of one segment and keep what is prepared and what enters each.
+template <int WIDTH>
+void sweep_chunks(Carried &carried, const Kept &kept, const Line &line, int64_t begin,
+                  int64_t end) {
     const int64_t width = WIDTH ? WIDTH : line.width, size = line.N * width;
     for (int64_t z = begin; z < end; z++) {
-        if (z % every == 0) {
-            const int64_t at = every == 1 ? z - begin : z / every;
-            memcpy(kept.states + at * size, state, size * sizeof(float));
-            memcpy(kept.phases + at * line.theta_stride, chunk.phase,
-                   line.theta_stride * sizeof(double));
-        }
-        prepare_keys(chunk, line, z * T);
-        weigh(left, chunk.k, chunk.out, 1.0f, line.N);
-        carry<WIDTH>(state, chunk.keep, left, chunk.x, chunk.count, line.N, width);
+        Keys &keys = kept.keys[z - begin];
+        memcpy(kept.states + (z - begin) * size, carried.state, size * sizeof(float));
+        prefetch(line, (z + 1) * T, nullptr, 0);
+        prepare_keys(keys, carried, line, z * T);
+        if (z + 1 < end)
+            carry<WIDTH>(carried.state, keys.keep, carried.left, keys.x, keys.count, line.N, width);
     }
 }
 
@@ -496,41 +164,34 @@ void backward_line(const Problem &p, const Gradients &grads, const Line &line, c
     const int64_t width = WIDTH ? WIDTH : line.width, size = line.N * width;
     const int64_t chunks = (line.L + T - 1) / T, segments = (chunks + segment - 1) / segment;
     Chunk chunk;
+    Carried carried;
     Work work;
     Walk walk;
-    place(chunk, line, scratch);
+    Kept kept;
+    place_queries(chunk, line, scratch);
+    place(carried, line, scratch);
     place(work, line, scratch);
     place(walk, line, scratch);
-    float *state = scratch.take(size);
-    Kept outer{scratch.take(segments * size),
-               (double *)scratch.take(2 * segments * line.theta_stride)};
-    Kept inner{scratch.take(segment * size),
-               (double *)scratch.take(2 * segment * line.theta_stride)};
+    place(kept, line, segments, segment, scratch);
 
-    first_state(state, p, line, at);
-    for (int64_t i = 0; i < line.theta_stride; i++) chunk.phase[i] = 0;
-    const int64_t last_begin = (segments - 1) * segment;
-    sweep<WIDTH>(chunk, state, work.left, line, 0, last_begin, segment, outer);
-    sweep<WIDTH>(chunk, state, work.left, line, last_begin, chunks, 1, inner);
-    from_last_state(walk, grads, chunk.phase, line, at);
-
+    first_state(carried.state, p, line, at);
+    sweep_segments<WIDTH>(carried, kept, line, segments - 1, segment);
     for (int64_t s = segments - 1; s >= 0; s--) {
         const int64_t begin = s * segment, end = smaller(begin + segment, chunks);
         if (s < segments - 1) {
-            memcpy(state, outer.states + s * size, size * sizeof(float));
-            memcpy(chunk.phase, outer.phases + s * line.theta_stride,
+            memcpy(carried.state, kept.segment_states + s * size, size * sizeof(float));
+            memcpy(carried.phase, kept.segment_phases + s * line.theta_stride,
                    line.theta_stride * sizeof(double));
-            sweep<WIDTH>(chunk, state, work.left, line, begin, end, 1, inner);
         }
+        sweep_chunks<WIDTH>(carried, kept, line, begin, end);
+        if (end == chunks) from_last_state(walk, grads, carried.phase, line, at);
         for (int64_t z = end - 1; z >= begin; z--) {
-            memcpy(chunk.phase, inner.phases + (z - begin) * line.theta_stride,
-                   line.theta_stride * sizeof(double));
+            static_cast<Keys &>(chunk) = kept.keys[z - begin];
             prefetch(line, (z - 1) * T, sinks.x, sinks.x_step);
-            prepare_keys(chunk, line, z * T);
-            prepare_queries(chunk, line);
-            const bool last = z == chunks - 1;
+            prepare_queries(chunk, line, 1.0f);
+            const bool last = z == chunks - 1, entered = z > 0 || p.first_h;
             backward_chunk<WIDTH>(
-                work, chunk, walk, line, sinks, inner.states + (z - begin) * size, dy,
+                work, chunk, walk, line, sinks, kept.states + (z - begin) * size, entered, dy,
                 last && grads.last_k ? grads.last_k + at * line.N : nullptr,
                 last && grads.last_x ? grads.last_x + at * line.P : nullptr);
         }
@@ -550,8 +211,8 @@ int64_t backward_scratch(const Problem &p, const Shared &shared) {
     const int64_t segments = (chunks + shared.segment - 1) / shared.segment;
     const int64_t work = 3 * T * width + 4 * T * p.N + 6 * T * up(stride, W) + 2 * stride;
     const int64_t walk = 2 * stride + 2 * p.N * W + size;
-    const int64_t kept = (segments + shared.segment) * (size + 2 * stride) + size;
-    return chunk_floats(p.N, p.S, stride, width) + work + walk + kept + 24 * 16;
+    const int64_t kept = kept_floats(p.N, p.S, stride, width, segments, shared.segment);
+    return queries_floats(p.N) + carried_floats(p.N, stride, width) + work + walk + kept + 24 * 16;
 }
 
 void backward(const Problem &p, const Gradients &grads, const Shared &shared, int64_t b,
@@ -563,14 +224,15 @@ void backward(const Problem &p, const Gradients &grads, const Shared &shared, in
         for (int64_t k = 0; k < p.K; k++) {
             const Line line = line_of(p, shared, b, k, h, width);
             const int64_t at = (b * p.K + k) * p.H + h;
-            const int64_t vectors = ((slot * p.b + b) * p.L * p.G + group) * p.N;
+            const int64_t vectors = (b * p.L * p.G + group) * p.N;
+            const int64_t share = (slot - 1) * p.b * p.L * p.G * p.N + vectors;
             Sinks sinks;
             sinks.x = grads.x + (b * p.L * p.H + h) * p.P;
             sinks.dt = grads.dt + (b * p.K + k) * p.L * p.H + h;
             sinks.A = grads.A + b * p.L * p.H + h;
             sinks.trap = grads.trap + b * p.L * p.H + h;
-            sinks.B = shared.B + vectors;
-            sinks.C = shared.C + vectors;
+            sinks.B = slot == 0 ? grads.B + vectors : shared.B + share;
+            sinks.C = slot == 0 ? grads.C + vectors : shared.C + share;
             sinks.angle = shared.angle + ((group * shared.slots + slot) * p.b + b) * p.L * p.S;
             sinks.B_bias = shared.B_bias + at * p.N;
             sinks.C_bias = shared.C_bias + at * p.N;

@@ -14,16 +14,18 @@ struct Shared {
     double *theta;         // (b, L, theta_stride), pi tanh(angle)
     int64_t theta_stride;
 
-    // Forward, only when directions run in parallel: (K, b, L, H, P), summed afterwards.
+    // Forward, only when directions run in parallel: (K - 1, b, L, H, P), all but the first, added
+    // to it afterwards.
     float *per_direction;
 
-    // Backward. Heads of a group are cut into `slots`; each adds up its own share of dB and dC.
+    // Backward. Heads of a group are cut into `slots`; each adds up its own share of dB and dC,
+    // the first in the gradient itself.
     int64_t slots;
-    float *B, *C;              // (slots, b, L, G, N); the gradient itself where slots is 1
+    float *B, *C;              // (slots - 1, b, L, G, N)
     float *angle;              // (G * slots, b, L, S)
     float *B_bias, *C_bias;    // (b, K, H, N)
     float *D, *weights;        // (b, K, H)
-    int64_t segment;           // chunks whose states are kept at a time
+    int64_t segment;           // chunks whose states and keys are kept at a time
 };
 
 // One instruction set's kernels.

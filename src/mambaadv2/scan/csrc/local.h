@@ -9,6 +9,7 @@
 namespace scan {
 namespace {
 
+constexpr float kEpsilon = 1e-5f;  // of torch's normalisations
 constexpr int kLanes = 4;        // vectors of channels that one job of the normalisation takes
 constexpr int64_t kPartial = 64;  // positions whose sum is rounded before it joins the others
 
@@ -69,7 +70,7 @@ void norm_forward_lanes(const NormSilu &n, int64_t image, int64_t channel, int64
         return d * d;
     });
     UNROLL for (int j = 0; j < VECTORS; j++) {
-        scale[j] = inverse_root(scale[j] * share + n.epsilon);
+        scale[j] = inverse_root(scale[j] * share + kEpsilon);
         lanes.put(n.mean + image * c + channel, j, mean[j]);
         lanes.put(n.scale + image * c + channel, j, scale[j]);
     }

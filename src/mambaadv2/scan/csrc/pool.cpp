@@ -71,21 +71,53 @@ struct Pool {
 // the threads and perhaps a locked mutex, so it leaves the old pool alone and takes a new one.
 std::atomic<Pool *> pool{nullptr};
 
-Pool &current_pool() {
+// Of an OpenMP runtime, which hangs in a child of fork() where the parent had used it.
+std::atomic<Team> team{nullptr};
+
+void prepare_for_fork() {
     static std::once_flag once;
     std::call_once(once, [] {
         pool = new Pool;
-        pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+        pthread_atfork(nullptr, nullptr, [] {
+            pool = new Pool;
+            team = nullptr;
+        });
     });
-    return *pool;
 }
 
+// One parallel region: every thread that the runtime gives takes a number and then jobs.
+struct Region {
+    const std::function<void(int64_t, int)> *job;
+    int64_t jobs;
+    std::atomic<int64_t> next{0};
+    std::atomic<int> workers{0};
+
+    static void enter(void *region) { static_cast<Region *>(region)->take_jobs(); }
+
+    void take_jobs() {
+        const int worker = workers.fetch_add(1, std::memory_order_relaxed);
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < jobs;)
+            (*job)(i, worker);
+    }
+};
+
 }  // namespace
+
+void use_team(Team given) {
+    prepare_for_fork();
+    team = given;
+}
 
 void run_jobs(int64_t jobs, int threads, const std::function<void(int64_t, int)> &job) {
     if (threads > jobs) threads = static_cast<int>(jobs);
     if (threads > 1) {
-        Pool &mine = current_pool();
+        prepare_for_fork();
+        if (const Team parallel = team) {
+            Region region{&job, jobs};
+            parallel(Region::enter, &region, static_cast<unsigned>(threads), 0);
+            return;
+        }
+        Pool &mine = *pool;
         std::unique_lock<std::mutex> alone(mine.busy, std::try_to_lock);
         if (alone.owns_lock()) {
             mine.run(jobs, threads, job);

@@ -81,8 +81,8 @@ int64_t slots_of(const Problem &p) {
     return slots < heads ? slots : heads;
 }
 
-// Chunks whose states are kept at a time: as many as fit half a megabyte, for beyond the last ones
-// the states are computed once more; for long sequences such that both levels grow like a root.
+// Chunks whose states and prepared keys are kept at a time: as many as have states of half a
+// megabyte, for beyond the last ones all that is computed once more; for long sequences such that both levels grow like a root.
 int64_t segment_of(const Problem &p) {
     const int64_t chunks = (p.L + kChunk - 1) / kChunk, state = p.N * p.P * 4;
     int64_t segment = (1 << 19) / state;
@@ -105,7 +105,7 @@ Plan plan(const Problem &p, const Kernels &isa, bool backward, int threads, void
         shared.slots = slots_of(p);
         shared.segment = segment_of(p);
         jobs = p.b * p.G * shared.slots;
-        const int64_t vectors = shared.slots > 1 ? shared.slots * p.b * p.L * p.G * p.N : 0;
+        const int64_t vectors = (shared.slots - 1) * p.b * p.L * p.G * p.N;
         shared.B = space.take<float>(vectors);
         shared.C = space.take<float>(vectors);
         shared.angle = space.take<float>(p.G * shared.slots * p.b * p.L * p.S);
@@ -116,7 +116,7 @@ Plan plan(const Problem &p, const Kernels &isa, bool backward, int threads, void
         made.scratch_floats = isa.backward_scratch(p, shared);
     } else {
         if (made.apart) {
-            shared.per_direction = space.take<float>(p.K * p.b * p.L * p.H * p.P);
+            shared.per_direction = space.take<float>((p.K - 1) * p.b * p.L * p.H * p.P);
             jobs *= p.K;
         }
         made.scratch_floats = isa.forward_scratch(p);
@@ -143,34 +143,48 @@ bool read_order(const Problem &p, Plan &made) {
 
 constexpr int64_t kRows = 512;  // per job, of what is done row by row
 
+// One thread for what takes it no longer than it takes several to meet.
+int threads_for(int64_t numbers, int64_t enough, int threads) {
+    return numbers < enough ? 1 : threads;
+}
+constexpr int64_t kManyAngles = 1 << 14, kManySums = 1 << 18;
+
 void fill_angles(const Problem &p, const Kernels &isa, const Plan &made) {
     if (p.S == 0) return;
     const int64_t blocks = (p.L + kRows - 1) / kRows;
-    run_jobs(p.b * blocks, made.threads, [&](int64_t job, int) {
+    const int threads = threads_for(p.b * p.L * p.S, kManyAngles, made.threads);
+    run_jobs(p.b * blocks, threads, [&](int64_t job, int) {
         const int64_t first = job % blocks * kRows;
         isa.angles(p, made.shared, job / blocks, first, first + kRows < p.L ? first + kRows : p.L);
     });
 }
 
-// to[i] = the sum over j < count of from[j * size + i], in this order.
+// to[i] += the sum over j < count of from[j * size + i], in this order.
 void add_up(float *to, const float *from, int64_t count, int64_t size, int threads) {
     constexpr int64_t block = 1 << 14;
+    threads = threads_for(count * size, kManySums, threads);
     run_jobs((size + block - 1) / block, threads, [&](int64_t job, int) {
         const int64_t first = job * block, last = first + block < size ? first + block : size;
-        std::memcpy(to + first, from + first, (last - first) * sizeof(float));
-        for (int64_t j = 1; j < count; j++) {
+        for (int64_t j = 0; j < count; j++) {
             const float *share = from + j * size;
             for (int64_t i = first; i < last; i++) to[i] += share[i];
         }
     });
 }
 
+// The same sum over the first of all, without what was there.
+void add_up_all(float *to, const float *from, int64_t count, int64_t size) {
+    std::memcpy(to, from, size * sizeof(float));
+    add_up(to, from + size, count - 1, size, 1);
+}
+
 void add_up_angles(const Problem &p, const Plan &made, float *to) {
     if (p.S == 0) return;
     const Shared &shared = made.shared;
     const int64_t blocks = (p.L + kRows - 1) / kRows, shares = p.G * shared.slots;
+    const int threads = threads_for(shares * p.b * p.L * p.S, kManyAngles, made.threads);
     constexpr double pi = 3.14159265358979323846;
-    run_jobs(p.b * blocks, made.threads, [&](int64_t job, int) {
+    run_jobs(p.b * blocks, threads, [&](int64_t job, int) {
         const int64_t b = job / blocks, first = job % blocks * kRows;
         for (int64_t t = first; t < p.L && t < first + kRows; t++) {
             const int64_t row = b * p.L + t;
@@ -200,7 +214,7 @@ Status forward(const Problem &p, const Outputs &out, int threads, void *memory) 
                      made.scratch + worker * made.scratch_floats);
     });
     if (made.apart)
-        add_up(out.y, made.shared.per_direction, p.K, p.b * p.L * p.H * p.P, made.threads);
+        add_up(out.y, made.shared.per_direction, p.K - 1, p.b * p.L * p.H * p.P, made.threads);
     return kDone;
 }
 
@@ -211,10 +225,6 @@ Status backward(const Problem &p, const Gradients &grads, int threads, void *mem
     Plan made = plan(p, *isa, true, threads, memory);
     Shared &shared = made.shared;
     if (!read_order(p, made)) return kNotAPermutation;
-    if (shared.slots == 1) {
-        shared.B = grads.B;
-        shared.C = grads.C;
-    }
     fill_angles(p, *isa, made);
     const int64_t lines = p.G * shared.slots;
     run_jobs(p.b * lines, made.threads, [&](int64_t job, int worker) {
@@ -224,13 +234,13 @@ Status backward(const Problem &p, const Gradients &grads, int threads, void *mem
     });
     if (shared.slots > 1) {
         const int64_t size = p.b * p.L * p.G * p.N;
-        add_up(grads.B, shared.B, shared.slots, size, made.threads);
-        add_up(grads.C, shared.C, shared.slots, size, made.threads);
+        add_up(grads.B, shared.B, shared.slots - 1, size, made.threads);
+        add_up(grads.C, shared.C, shared.slots - 1, size, made.threads);
     }
     add_up_angles(p, made, grads.angle);
-    add_up(grads.B_bias, shared.B_bias, p.b, p.K * p.H * p.N, 1);
-    add_up(grads.C_bias, shared.C_bias, p.b, p.K * p.H * p.N, 1);
-    add_up(grads.D, shared.D, p.b, p.K * p.H, 1);
+    add_up_all(grads.B_bias, shared.B_bias, p.b, p.K * p.H * p.N);
+    add_up_all(grads.C_bias, shared.C_bias, p.b, p.K * p.H * p.N);
+    add_up_all(grads.D, shared.D, p.b, p.K * p.H);
     if (grads.weights)
         for (int64_t i = 0; i < p.b * p.K; i++) {
             double total = 0;
@@ -254,6 +264,11 @@ EXPORT int64_t mambaadv2_layout(int32_t which) {
 
 // The instruction set in use, or null when the environment forces one that is not here.
 EXPORT const char *mambaadv2_isa() { return scan::kernels() ? scan::kernels()->name : nullptr; }
+
+// Take threads from this OpenMP runtime's GOMP_parallel; null is the library's own pool.
+EXPORT void mambaadv2_use_team(void *team) {
+    scan::use_team(reinterpret_cast<scan::Team>(team));
+}
 
 // Bytes of workspace that a call with this many threads needs, or -1 for what is not supported.
 EXPORT int64_t mambaadv2_workspace(const scan::Problem *p, int32_t backward, int32_t threads) {

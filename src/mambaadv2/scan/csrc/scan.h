@@ -61,7 +61,6 @@ struct Gradients {
 // Instance normalisation and SiLU of maps (images, positions, channels), dense.
 struct NormSilu {
     int64_t images, positions, channels;
-    float epsilon;
     const float *x;
     float *mean, *scale;  // (images, channels); scale is 1 / deviation
     float *y;             // the output, or its gradient

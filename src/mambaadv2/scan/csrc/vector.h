@@ -32,16 +32,35 @@ INLINE void store_double(double *p, VD v) { *(LooseVD *)p = v; }
 INLINE V all(float x) { return x - V{}; }
 INLINE VD all_double(double x) { return x - VD{}; }
 
+// Lane i of the result is lane i ^ DISTANCE.
+template <int DISTANCE, typename Vector, typename Index,
+          int LANES = sizeof(Vector) / sizeof(Vector{}[0])>
+INLINE Vector exchange_lanes(Vector v, Index) {
+#if defined(__clang__)
+    Vector exchanged;
+    UNROLL for (int i = 0; i < LANES; i++) exchanged[i] = v[i ^ DISTANCE];
+    return exchanged;
+#else
+    Index from;
+    UNROLL for (int i = 0; i < LANES; i++) from[i] = i ^ DISTANCE;
+    return __builtin_shuffle(v, from);
+#endif
+}
+
+// Halves are added to halves: short chains, and smaller errors than one lane after another.
 INLINE double sum(VD v) {
-    double total = 0;
-    UNROLL for (int i = 0; i < W / 2; i++) total += v[i];
-    return total;
+    if constexpr (W >= 16) v += exchange_lanes<4>(v, VL{});
+    if constexpr (W >= 8) v += exchange_lanes<2>(v, VL{});
+    v += exchange_lanes<1>(v, VL{});
+    return v[0];
 }
 
 INLINE float sum(V v) {
-    float total = 0;
-    UNROLL for (int i = 0; i < W; i++) total += v[i];
-    return total;
+    if constexpr (W >= 16) v += exchange_lanes<8>(v, VI{});
+    if constexpr (W >= 8) v += exchange_lanes<4>(v, VI{});
+    v += exchange_lanes<2>(v, VI{});
+    v += exchange_lanes<1>(v, VI{});
+    return v[0];
 }
 
 // exp to about 1e-7 relative. NaN stays NaN; below -87.3 it is 0 and above 88.7 infinity.

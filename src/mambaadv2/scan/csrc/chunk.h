@@ -1,4 +1,4 @@
-// The scan of one (batch, head, direction), forward and backward, for one instruction set.
+// The scan's chunks, read and prepared, for one instruction set.
 //
 // Included once by each kernel_*.cpp. The mathematics in short, in the names of reference.py (the
 // truth): with scale s_t = gamma_t + (1 - lam_{t+1}) dt_{t+1}, all that token t ever adds to later
@@ -82,40 +82,64 @@ INLINE Line line_of(const Problem &p, const Shared &shared, int64_t b, int64_t k
     return line;
 }
 
-// One chunk, read and prepared. Tokens beyond the end have dt = 0 and x = 0: they change nothing.
-struct Chunk {
+// What a chunk writes to the state, read and prepared. Tokens beyond the end have dt = 0 and x = 0:
+// they change nothing.
+struct Keys {
     int64_t count;
     int32_t rows[T];
     alignas(64) float dt[2 * T], A[T], lam[2 * T];  // with the first token of the next chunk
     alignas(64) float gamma[T], scale[T], alpha[T];
     alignas(64) float in[T], out[T];  // products of alphas 0..t, and t+1..15
     float keep;                       // product of all alphas
-    alignas(64) float dot[T], same[T];  // q.k of a token with itself, gamma q.k + D
-    alignas(64) float decay[T * T], scores[T * T];
-    float *x;                        // [token][width]
-    float *q, *k;                    // [n][token], rotated; k times scale
-    float *plain_q, *plain_k;        // [n][token], with bias, not rotated
-    float *cosine, *sine;            // [i][token]
-    float *angles;                   // [token][theta_stride] and then [i][token]
-    double *phase;                   // (theta_stride,) after this chunk
+    float *x;                         // [token][width]
+    float *k, *plain_k;               // [n][token]: rotated, times scale; with bias only
+    float *cosine, *sine;             // [i][token]
 };
 
-INLINE void place(Chunk &chunk, const Line &line, Scratch &scratch) {
-    chunk.x = scratch.take(T * line.width);
-    chunk.q = scratch.take(T * line.N);
-    chunk.k = scratch.take(T * line.N);
-    chunk.plain_q = scratch.take(T * line.N);
-    chunk.plain_k = scratch.take(T * line.N);
-    const int64_t angles = T * up(line.S, W);
-    chunk.cosine = scratch.take(angles);
-    chunk.sine = scratch.take(angles);
-    chunk.angles = scratch.take(T * up(line.theta_stride, W));
-    chunk.phase = (double *)scratch.take(2 * line.theta_stride);
+// The whole chunk: also what its tokens read.
+struct Chunk : Keys {
+    alignas(64) float dot[T], same[T];  // q.k of a token with itself, gamma q.k + D
+    alignas(64) float decay[T * T], scores[T * T];
+    float *q, *plain_q;  // [n][token]
+};
+
+// What goes from chunk to chunk, and room for what only the next preparation needs.
+struct Carried {
+    float *state;   // [n][p]
+    double *phase;  // (theta_stride,)
+    float *left;    // [n][token], keys with the decay up to the end of the chunk
+    float *angles;  // [token][theta_stride]
+};
+
+INLINE void place(Keys &keys, const Line &line, Scratch &scratch) {
+    keys.x = scratch.take(T * line.width);
+    keys.k = scratch.take(T * line.N);
+    keys.plain_k = scratch.take(T * line.N);
+    keys.cosine = scratch.take(T * line.S);
+    keys.sine = scratch.take(T * line.S);
 }
 
-int64_t chunk_floats(int64_t N, int64_t S, int64_t theta_stride, int64_t width) {
-    return T * width + 4 * T * N + 2 * T * up(S, W) + T * up(theta_stride, W) + 2 * theta_stride +
-           9 * 16;
+INLINE void place_queries(Chunk &chunk, const Line &line, Scratch &scratch) {
+    chunk.q = scratch.take(T * line.N);
+    chunk.plain_q = scratch.take(T * line.N);
+}
+
+INLINE void place(Carried &carried, const Line &line, Scratch &scratch) {
+    carried.state = scratch.take(line.N * line.width);
+    carried.phase = (double *)scratch.take(2 * line.theta_stride);
+    carried.left = scratch.take(T * line.N);
+    carried.angles = scratch.take(T * up(line.theta_stride, W));
+    for (int64_t i = 0; i < line.theta_stride; i++) carried.phase[i] = 0;
+}
+
+int64_t keys_floats(int64_t N, int64_t S, int64_t width) {
+    return T * (width + 2 * N + 2 * S);
+}
+
+int64_t queries_floats(int64_t N) { return 2 * T * N; }
+
+int64_t carried_floats(int64_t N, int64_t theta_stride, int64_t width) {
+    return N * width + T * N + T * up(theta_stride, W) + 2 * up(theta_stride, 8);
 }
 
 // Rows of `columns` floats, `step` apart, to [column][token]. `columns` is a multiple of 8.
@@ -212,7 +236,7 @@ INLINE void put_values(float *to, V value, int64_t column, int64_t P, bool add) 
 }
 
 // Weights, decays and their products.
-INLINE void read_scalars(Chunk &chunk, const Line &line, int64_t first) {
+INLINE void read_scalars(Keys &chunk, const Line &line, int64_t first) {
     const int64_t count = smaller(T, line.L - first);
     const int32_t *rows = line.order + first;
     chunk.count = count;
@@ -270,24 +294,24 @@ INLINE void fill_decays(Chunk &chunk) {
 }
 
 // Phases of the chunk's tokens, in double modulo one turn; then their sines and cosines.
-INLINE void fill_phases(Chunk &chunk, const Line &line) {
+INLINE void fill_phases(Keys &chunk, const Carried &carried, const Line &line) {
     constexpr int half = W / 2;
     const int64_t stride = up(line.theta_stride, W);
     for (int64_t i = 0; i < line.theta_stride; i += half) {
-        VD phase = load_double(chunk.phase + i);
+        VD phase = load_double(carried.phase + i);
         for (int64_t t = 0; t < T; t++) {
             const VD theta = load_double(line.theta + chunk.rows[t] * line.theta_stride + i);
             phase += (double)chunk.dt[t] * theta;
-            store_half(chunk.angles + t * stride + i,
+            store_half(carried.angles + t * stride + i,
                        __builtin_convertvector(reduce_phase(phase), VH));
         }
-        store_double(chunk.phase + i, reduce_phase(phase));
+        store_double(carried.phase + i, reduce_phase(phase));
     }
     for (int64_t i = 0; i < line.S; i += W) {
         for (int64_t t = 0; t < T; t += W) {
             V tile[W];
             UNROLL for (int r = 0; r < W; r++)
-                tile[r] = load(chunk.angles + (t + r) * stride + i);
+                tile[r] = load(carried.angles + (t + r) * stride + i);
             transpose(tile);
             UNROLL for (int r = 0; r < W; r++) {
                 if (i + r >= line.S) break;
@@ -300,27 +324,22 @@ INLINE void fill_phases(Chunk &chunk, const Line &line) {
     }
 }
 
-// plain + bias, rotated, times `scale` where there is one: all as [n][token].
-INLINE void add_bias_and_rotate(float *to, float *plain, const float *bias, const float *scale,
-                                const Chunk &chunk, const Line &line) {
-    UNROLL for (int v = 0; v < TV; v++) {
-        const V factor = scale ? load(scale + v * W) : all(1.0f);
-        for (int64_t i = 0; i < line.S; i++) {
-            const int64_t at = 2 * i * T + v * W;
-            const V cosine = load(chunk.cosine + i * T + v * W);
-            const V sine = load(chunk.sine + i * T + v * W);
-            const V first = load(plain + at) + all(bias[2 * i]);
-            const V second = load(plain + at + T) + all(bias[2 * i + 1]);
-            store(plain + at, first);
-            store(plain + at + T, second);
-            store(to + at, (first * cosine - second * sine) * factor);
-            store(to + at + T, (first * sine + second * cosine) * factor);
-        }
-        for (int64_t n = 2 * line.S; n < line.N; n++) {
-            const V value = load(plain + n * T + v * W) + all(bias[n]);
-            store(plain + n * T + v * W, value);
-            store(to + n * T + v * W, value * factor);
-        }
+// plain + bias, and that rotated: all as [n][token]. Calls use(offset, biased, rotated).
+template <typename Use>
+INLINE void add_bias_and_rotate(const float *plain, const float *bias, int64_t v,
+                                const Keys &keys, const Line &line, const Use &use) {
+    for (int64_t i = 0; i < line.S; i++) {
+        const int64_t at = 2 * i * T + v * W;
+        const V cosine = load(keys.cosine + i * T + v * W);
+        const V sine = load(keys.sine + i * T + v * W);
+        const V first = load(plain + at) + all(bias[2 * i]);
+        const V second = load(plain + at + T) + all(bias[2 * i + 1]);
+        use(at, first, first * cosine - second * sine);
+        use(at + T, second, first * sine + second * cosine);
+    }
+    for (int64_t n = 2 * line.S; n < line.N; n++) {
+        const V value = load(plain + n * T + v * W) + all(bias[n]);
+        use(n * T + v * W, value, value);
     }
 }
 
@@ -334,31 +353,39 @@ INLINE void prefetch(const Line &line, int64_t first, const float *y, int64_t y_
             __builtin_prefetch(line.x + row * line.x_step + c);
         for (int64_t c = 0; y && c < line.P; c += floats)
             __builtin_prefetch(y + row * y_step + c, 1);
-        for (int64_t c = 0; c < line.N; c += floats) {
-            __builtin_prefetch(line.B + row * line.B_step + c);
-            __builtin_prefetch(line.C + row * line.C_step + c);
-        }
     }
 }
 
 // Everything about keys and values: enough to carry the state on.
-INLINE void prepare_keys(Chunk &chunk, const Line &line, int64_t first) {
-    read_scalars(chunk, line, first);
-    fill_phases(chunk, line);
-    gather_values(chunk.x, line.x, line.x_step, chunk.rows, chunk.count, line.P, line.width);
-    gather(chunk.plain_k, line.B, line.B_step, chunk.rows, line.N);
-    add_bias_and_rotate(chunk.k, chunk.plain_k, line.B_bias, chunk.scale, chunk, line);
+INLINE void prepare_keys(Keys &keys, Carried &carried, const Line &line, int64_t first) {
+    read_scalars(keys, line, first);
+    fill_phases(keys, carried, line);
+    gather_values(keys.x, line.x, line.x_step, keys.rows, keys.count, line.P, line.width);
+    gather(keys.plain_k, line.B, line.B_step, keys.rows, line.N);
+    UNROLL for (int v = 0; v < TV; v++) {
+        const V scale = load(keys.scale + v * W), out = load(keys.out + v * W);
+        const auto use = [&](int64_t at, V biased, V rotated) INLINE_LAMBDA {
+            rotated *= scale;
+            store(keys.plain_k + at, biased);
+            store(keys.k + at, rotated);
+            store(carried.left + at, rotated * out);
+        };
+        add_bias_and_rotate(keys.plain_k, line.B_bias, v, keys, line, use);
+    }
 }
 
-// The rest: queries, the same-token weights and the scores.
-INLINE void prepare_queries(Chunk &chunk, const Line &line) {
+// The rest: queries, the same-token weights, and the scores times `by`.
+INLINE void prepare_queries(Chunk &chunk, const Line &line, float by) {
     fill_decays(chunk);
     gather(chunk.plain_q, line.C, line.C_step, chunk.rows, line.N);
-    add_bias_and_rotate(chunk.q, chunk.plain_q, line.C_bias, nullptr, chunk, line);
     UNROLL for (int v = 0; v < TV; v++) {
         V dot = V{};
-        for (int64_t n = 0; n < line.N; n++)
-            dot += load(chunk.plain_q + n * T + v * W) * load(chunk.plain_k + n * T + v * W);
+        const auto use = [&](int64_t at, V biased, V rotated) INLINE_LAMBDA {
+            dot += biased * load(chunk.plain_k + at);
+            store(chunk.plain_q + at, biased);
+            store(chunk.q + at, rotated);
+        };
+        add_bias_and_rotate(chunk.plain_q, line.C_bias, v, chunk, line, use);
         store(chunk.dot + v * W, dot);
         store(chunk.same + v * W, load(chunk.gamma + v * W) * dot + all(line.D));
     }
@@ -370,173 +397,8 @@ INLINE void prepare_queries(Chunk &chunk, const Line &line) {
         UNROLL for (int i = 0; i < ROWS; i++)
             UNROLL for (int v = 0; v < TV; v++) {
                 const int64_t at = (t + i) * T + v * W;
-                store(chunk.scores + at, acc[i][v] * load(chunk.decay + at));
+                store(chunk.scores + at, acc[i][v] * load(chunk.decay + at) * by);
             }
-    }
-}
-
-// state = keep * state + sum over tokens of left[n][t] * right[t][p]
-template <int WIDTH>
-INLINE void carry(float *state, float keep, const float *left, const float *right, int64_t count,
-                  int64_t N, int64_t width) {
-    constexpr int VECTORS = WIDTH == 0 ? 1 : WIDTH / W < 2 ? 1 : 2;
-    constexpr int ROWS = W < 16 && VECTORS == 2 ? 4 : 8;
-    for (int64_t n = 0; n < N; n += ROWS) {
-        for (int64_t c = 0; c < width; c += VECTORS * W) {
-            V acc[ROWS][VECTORS];
-            UNROLL for (int i = 0; i < ROWS; i++)
-                UNROLL for (int j = 0; j < VECTORS; j++)
-                    acc[i][j] = load(state + (n + i) * width + c + j * W) * keep;
-            multiply(acc, left + n * T, T, 1, right + c, width, count);
-            UNROLL for (int i = 0; i < ROWS; i++)
-                UNROLL for (int j = 0; j < VECTORS; j++)
-                    store(state + (n + i) * width + c + j * W, acc[i][j]);
-        }
-    }
-}
-
-// to[n][token] = from[n][token] * factor[token] * by
-INLINE void weigh(float *to, const float *from, const float *factor, float by, int64_t N) {
-    UNROLL for (int v = 0; v < TV; v++) {
-        const V f = load(factor + v * W) * by;
-        for (int64_t n = 0; n < N; n++) store(to + n * T + v * W, load(from + n * T + v * W) * f);
-    }
-}
-
-// The state that enters the first token, the trapezoid's share of the token before included.
-INLINE void first_state(float *state, const Problem &p, const Line &line, int64_t at) {
-    for (int64_t i = 0; i < line.N * line.width; i++) state[i] = 0;
-    if (!p.first_h) return;
-    const int64_t row = line.order[0];
-    const V lam = sigmoid(all(line.trap[row * line.trap_step]));
-    const float pending = (1 - lam[0]) * line.dt[row * line.dt_step];
-    const float *h = p.first_h + at * line.P * line.N;
-    const float *k = p.first_k + at * line.N, *x = p.first_x + at * line.P;
-    for (int64_t i = 0; i < line.P; i++)
-        for (int64_t n = 0; n < line.N; n++)
-            state[n * line.width + i] = h[i * line.N + n] + pending * x[i] * k[n];
-}
-
-INLINE void phase_turns(float *turns, const double *phase, int64_t S) {
-    for (int64_t i = 0; i < S; i++) {
-        V sine, cosine;
-        sincos_of(all((float)phase[i]), sine, cosine);
-        turns[2 * i] = cosine[0];
-        turns[2 * i + 1] = sine[0];
-    }
-}
-
-// The state after the last token, turned back by the phase reached, as (P, N).
-INLINE void last_state(const Outputs &out, const float *state, const Chunk &chunk,
-                       const Line &line, int64_t at) {
-    float turns[scan::kMaxDim];
-    phase_turns(turns, chunk.phase, line.S);
-    float *h = out.last_h + at * line.P * line.N;
-    float *k = out.last_k + at * line.N, *x = out.last_x + at * line.P;
-    const int64_t t = chunk.count - 1;
-    for (int64_t i = 0; i < line.P; i++) {
-        x[i] = chunk.x[t * line.width + i];
-        for (int64_t n = 0; n < 2 * line.S; n += 2) {
-            const float a = state[n * line.width + i], b = state[(n + 1) * line.width + i];
-            h[i * line.N + n] = a * turns[n] + b * turns[n + 1];
-            h[i * line.N + n + 1] = b * turns[n] - a * turns[n + 1];
-        }
-        for (int64_t n = 2 * line.S; n < line.N; n++)
-            h[i * line.N + n] = state[n * line.width + i];
-    }
-    // A key turned by its own phase and back is the key without rotation.
-    for (int64_t n = 0; n < line.N; n++) k[n] = chunk.plain_k[n * T + t];
-}
-
-template <int WIDTH>
-INLINE void write_outputs(float *y, int64_t y_step, const float *state, const Chunk &chunk,
-                          const Line &line, bool add) {
-    const int64_t width = WIDTH ? WIDTH : line.width;
-    constexpr int VECTORS = WIDTH == 0 ? 1 : WIDTH / W < 2 ? 1 : 2;
-    constexpr int ROWS = W < 16 && VECTORS == 2 ? 4 : 8;
-    for (int64_t t = 0; t < chunk.count; t += ROWS) {
-        for (int64_t c = 0; c < width; c += VECTORS * W) {
-            V acc[ROWS][VECTORS];
-            clear(acc);
-            multiply(acc, chunk.q + t, 1, T, state + c, width, line.N);
-            UNROLL for (int i = 0; i < ROWS; i++) {
-                const V in = all(chunk.in[t + i] * line.weight);
-                const V same = all(chunk.same[t + i] * line.weight);
-                UNROLL for (int j = 0; j < VECTORS; j++)
-                    acc[i][j] = acc[i][j] * in + same * load(chunk.x + (t + i) * width + c + j * W);
-            }
-            multiply(acc, chunk.scores + t * T, T, 1, chunk.x + c, width, t + ROWS);
-            UNROLL for (int i = 0; i < ROWS; i++) {
-                if (t + i >= chunk.count) break;
-                float *row = y + chunk.rows[t + i] * y_step;
-                UNROLL for (int j = 0; j < VECTORS; j++)
-                    put_values(row, acc[i][j], c + j * W, line.P, add);
-            }
-        }
-    }
-}
-
-template <int WIDTH>
-void forward_line(const Problem &p, const Outputs &out, const Line &line, int64_t at, float *y,
-                  bool add, Scratch scratch) {
-    const int64_t width = WIDTH ? WIDTH : line.width;
-    Chunk chunk;
-    place(chunk, line, scratch);
-    float *state = scratch.take(line.N * width);
-    float *left = scratch.take(line.N * T);
-    first_state(state, p, line, at);
-    for (int64_t i = 0; i < line.theta_stride; i++) chunk.phase[i] = 0;
-    for (int64_t first = 0; first < line.L; first += T) {
-        prefetch(line, first + T, y, p.H * p.P);
-        prepare_keys(chunk, line, first);
-        prepare_queries(chunk, line);
-        // The weight goes in before the sums, so that adding to y stays a plain addition and gives
-        // the same bits as adding up directions that were computed apart.
-        for (int64_t i = 0; i < T * T; i += W)
-            store(chunk.scores + i, load(chunk.scores + i) * line.weight);
-        write_outputs<WIDTH>(y, p.H * p.P, state, chunk, line, add);
-        if (first + T >= line.L && !out.last_h) break;
-        weigh(left, chunk.k, chunk.out, 1.0f, line.N);
-        carry<WIDTH>(state, chunk.keep, left, chunk.x, chunk.count, line.N, width);
-    }
-    if (out.last_h) last_state(out, state, chunk, line, at);
-}
-
-INLINE int64_t width_of(const Problem &p) { return up(p.P, W); }
-
-int64_t forward_scratch(const Problem &p) {
-    const int64_t width = width_of(p), stride = up(p.S, 8);
-    return chunk_floats(p.N, p.S, stride, width) + p.N * width + p.N * T + 32;
-}
-
-void forward(const Problem &p, const Outputs &out, const Shared &shared, int64_t b, int64_t h,
-             int64_t direction, float *scratch) {
-    const int64_t width = width_of(p);
-    const int64_t begin = direction < 0 ? 0 : direction, end = direction < 0 ? p.K : begin + 1;
-    for (int64_t k = begin; k < end; k++) {
-        const Line line = line_of(p, shared, b, k, h, width);
-        const int64_t at = (b * p.K + k) * p.H + h;
-        float *base = direction < 0 ? out.y : shared.per_direction + k * p.b * p.L * p.H * p.P;
-        float *y = base + b * p.L * p.H * p.P + h * p.P;
-        const bool add = k > begin;
-        if (width == 16) forward_line<16>(p, out, line, at, y, add, {scratch});
-        else if (width == 32) forward_line<32>(p, out, line, at, y, add, {scratch});
-        else if (width == 64) forward_line<64>(p, out, line, at, y, add, {scratch});
-        else if (width == 128) forward_line<128>(p, out, line, at, y, add, {scratch});
-        else forward_line<0>(p, out, line, at, y, add, {scratch});
-    }
-}
-
-void angles(const Problem &p, const Shared &shared, int64_t b, int64_t first, int64_t last) {
-    const int64_t stride = shared.theta_stride;
-    for (int64_t t = first; t < last; t++) {
-        const float *from = p.angle + b * p.angle_batch + t * p.angle_token;
-        double *to = shared.theta + (b * p.L + t) * stride;
-        for (int64_t i = 0; i < stride; i += W / 2) {
-            VD raw = VD{};
-            for (int64_t j = 0; j < smaller(W / 2, p.S - i); j++) raw[j] = (double)from[i + j];
-            store_double(to + i, tanh_of(raw) * kPi);
-        }
     }
 }
 
