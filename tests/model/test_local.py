@@ -140,8 +140,8 @@ def test_a_branch_has_no_biases_because_they_would_do_nothing(frequency: Frequen
     x = random(2, 4, 6, 6)
     expected = branch(x)
     for conv in (branch.first, branch.spatial.conv, branch.last):
-        conv.bias = nn.Parameter(random(4))
-    assert set(dict(branch.named_parameters())) > set(names)
+        bias = random(4, 1, 1)
+        conv.register_forward_hook(lambda _module, _inputs, y, bias=bias: y + bias)
     torch.testing.assert_close(branch(x), expected, rtol=1e-3, atol=1e-4)
 
 
