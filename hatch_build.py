@@ -3,13 +3,13 @@
 Hatchling calls `NativeScan` for `pip install .` and `pip install -e .`. While working on the
 kernels, rebuild in place with one line: `python hatch_build.py`.
 
-Variables: CXX names the compiler, CXXFLAGS adds options, MAMBAADV2_NATIVE=0 leaves the library out.
+Variables: CXX names the compiler, CXXFLAGS adds options, MAMBAADV2_NATIVE_BUILD=0 leaves the
+library out.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -63,7 +63,11 @@ def build(root: Path, library: Path | None = None) -> Path:
     """
     compiler = [*find_compiler(), *FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     library = library or root / LIBRARY
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    # Of the Python that is built for, not of the machine that builds.
+    x86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
+    sources = sorted((root / SOURCES).glob("*.cpp"))
+    if not sources:
+        raise BuildError(f"{root / SOURCES} holds no source")
     with tempfile.TemporaryDirectory() as folder:
 
         def compile_one(source: Path) -> str:
@@ -73,11 +77,11 @@ def build(root: Path, library: Path | None = None) -> Path:
             return str(target)
 
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-            objects = list(threads.map(compile_one, sorted((root / SOURCES).glob("*.cpp"))))
+            objects = list(threads.map(compile_one, sources))
         linked = Path(folder) / library.name
         _run([*compiler, "-shared", *objects, "-o", str(linked)])
         # Moved, not written over: a process that has the old file loaded keeps it.
-        moved = library.with_suffix(".new")
+        moved = library.with_name(f"new-{library.name}")
         shutil.copyfile(linked, moved)
         moved.replace(library)
     return library
@@ -99,8 +103,8 @@ class NativeScan(_Hook):  # type: ignore[misc,unused-ignore]
         """Build the library and put it into the wheel, or say once why not and go on."""
         root = Path(self.root)
         library = root / LIBRARY
-        if os.environ.get("MAMBAADV2_NATIVE") == "0":
-            reason = "MAMBAADV2_NATIVE=0"
+        if os.environ.get("MAMBAADV2_NATIVE_BUILD") == "0":
+            reason = "MAMBAADV2_NATIVE_BUILD=0"
         else:
             try:
                 build(root)

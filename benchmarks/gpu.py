@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def contenders(
 
 
 def time_one(
-    name: str, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], *, graph: bool
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], *, graph: bool
 ) -> dict[str, float]:
     """Milliseconds of forward and forward + backward, played back as a CUDA graph if wanted."""
     leaves = [part.detach().requires_grad_(part.is_floating_point()) for part in inputs]
@@ -211,11 +212,11 @@ def _time_row(one: Contender, case: Case, wanted: Tensor, clock: Clock) -> dict[
             y = one.run(*case.tensors)
         row: dict[str, object] = {"error_to_float64": errors({"y": y}, {"y": wanted})["y"]}
         own = one.name.startswith("triton")
-        row["ms"] = time_one(one.name, one.run, case.tensors, graph=own)
+        row["ms"] = time_one(one.run, case.tensors, graph=own)
         if one.prepare is not None and one.kernel is not None:
             with torch.no_grad():
                 prepared = one.prepare(*case.tensors)
-            row["ms, kernel only"] = time_one(one.name, one.kernel, prepared, graph=False)
+            row["ms, kernel only"] = time_one(one.kernel, prepared, graph=False)
     except Exception as error:  # a peer may fail in any way, and that is a result too
         return {"not_measured": f"{type(error).__name__}: {error}".splitlines()[0]}
     return row
@@ -282,10 +283,9 @@ def networks(clock: Clock) -> list[dict[str, object]]:
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
-    """Milliseconds, and times faster than the first of this package's rows of the same inputs."""
+    """Milliseconds, and how many times those of this package's first row of the same inputs."""
     head = ["shape, batch, type", "name", "forward", "x", "both", "x", "error"]
-    lines, base = [head], {"forward": 0.0, "forward+backward": 0.0}
-    place = ""
+    lines, base, place = [head], {"forward": math.nan, "forward+backward": math.nan}, ""
     for row in rows:
         here = f"{row['shape']}, {row['batch']}, {str(row['dtype']).removeprefix('torch.')}"
         ms = row.get("ms")
@@ -295,7 +295,10 @@ def table(rows: Sequence[dict[str, object]]) -> str:
             )
             continue
         if here != place:
-            place, base = here, ms
+            place, base = here, dict.fromkeys(base, math.nan)
+            # Without this package's own first row there is nothing to compare with.
+            if str(row["name"]).startswith("triton"):
+                base = ms
         cells = [here, str(row["name"])]
         for kind in ("forward", "forward+backward"):
             cells += [f"{ms[kind]:.3f}", f"{ms[kind] / base[kind]:.2f}"]

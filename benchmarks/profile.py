@@ -1,11 +1,12 @@
 """Where a training step's and a prediction's time goes: `scripts/bench profile [--preset lite]`.
 
 Random features and images of the preset's shapes and random weights, so no data set is needed.
-First the preset with each form of the scan, one after the other in every round, so that a machine
-that slows down slows both: images per second of the training step (features given, as cached) and
-of the whole prediction, from pixels to map. Then the training step of the preset without some of
-its parts. Medians, and from torch's profiler the share of every kind of operation, forward and
-backward together. The torch scan is no kind of its own: its time is among the others'.
+First the preset with the native library, with torch's scan in place of the native one, and with
+torch alone, one after the other in every round, so that a machine that slows down slows all: images
+per second of the training step (features given, as cached) and of the whole prediction, from pixels
+to map. Then the training step of the preset without some of its parts. Medians, and from torch's
+profiler the share of every kind of operation, forward and backward together. The torch scan is no
+kind of its own: its time is among the others'.
 
 On a CPU; nothing else should run beside it. --threads 1 --batch-size 8 --steps 12, for example.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._context import describe
+from benchmarks._context import RESULTS, describe
 from mambaadv2.checkpoint import ModelCard
 from mambaadv2.fit import TrainConfig, make_optimizer
 from mambaadv2.model.config import ModelConfig
@@ -35,14 +36,17 @@ from mambaadv2.model.network import Network, reconstruction_loss
 from mambaadv2.model.presets import PRESETS, preset_config
 from mambaadv2.model.scoring import Scorer
 from mambaadv2.predictor import Predictor
-from mambaadv2.scan import ENVIRONMENT_VARIABLE, available_backends
+from mambaadv2.scan import ENVIRONMENT_VARIABLE, library
 
-RESULTS = Path(__file__).parent / "results"
-BACKENDS = ("native", "chunked")
-# First match wins; names as torch's profiler gives them. An operator of ours that has a gradient
-# appears as "GeneratedBackwardFor_mambaadv2_..." going *forward*.
+# What is compared, by what the environment asks for.
+FORMS: dict[str, dict[str, str]] = {
+    "native library": {ENVIRONMENT_VARIABLE: "native"},
+    "torch's scan": {ENVIRONMENT_VARIABLE: "chunked"},
+    "torch alone": {library.DISABLED_VARIABLE: "0"},
+}
+# First match wins; names as torch's profiler gives them.
 KINDS = (
-    ("scan", ("mambaadv2::scan", "GeneratedBackwardFor_mambaadv2_scan")),
+    ("scan", ("mambaadv2::scan", "_Scan")),
     ("convolution", ("convolution", "conv2d", "mambaadv2::depthwise")),
     ("matrix product", ("mm", "bmm", "addmm", "baddbmm")),
     ("normalisation", ("norm",)),
@@ -122,16 +126,17 @@ def prediction(network: Network, batch_size: int) -> tuple[Work, Work]:
 
 
 @contextmanager
-def scanned_by(backend: str) -> Iterator[None]:
-    """Have every scan computed by this backend."""
-    before = os.environ.get(ENVIRONMENT_VARIABLE)
-    os.environ[ENVIRONMENT_VARIABLE] = backend
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have these set, and nothing else of ours that chooses what computes."""
+    ours = (ENVIRONMENT_VARIABLE, library.DISABLED_VARIABLE)
+    before = {name: os.environ.pop(name) for name in ours if name in os.environ}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        del os.environ[ENVIRONMENT_VARIABLE]
-        if before is not None:
-            os.environ[ENVIRONMENT_VARIABLE] = before
+        for name in ours:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def interleaved(works: Mapping[str, Work], rounds: int) -> dict[str, float]:
@@ -146,11 +151,11 @@ def interleaved(works: Mapping[str, Work], rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def under(backend: str, work: Work) -> Work:
-    """The work, with every scan in it computed by this backend."""
+def under(form: str, work: Work) -> Work:
+    """The work, computed as this one of `FORMS` says."""
 
     def run() -> object:
-        with scanned_by(backend):
+        with environment(FORMS[form]):
             return work()
 
     return run
@@ -162,12 +167,12 @@ def build(config: ModelConfig) -> Network:
     return Network(config, build_encoder(config.encoder, pretrained=False))
 
 
-def compare_backends(
+def compare_forms(
     config: ModelConfig, batch_size: int, rounds: int
 ) -> dict[str, dict[str, dict[str, object]]]:
-    """Training step and predictions by every backend that is there, in one interleaved run."""
+    """Training step and predictions in every form that can be had, in one interleaved run."""
     network = build(config)
-    backends = [name for name in BACKENDS if name in available_backends()]
+    forms = [name for name in FORMS if name != "native library" or library.why_not() is None]
     cases: dict[str, tuple[int, Work, Work | None]] = {
         "training step": (batch_size, training_step(network, batch_size), None)
     }
@@ -175,11 +180,11 @@ def compare_backends(
         cases[f"prediction, batch {size}"] = (size, *prediction(network, size))
     tables: dict[str, dict[str, dict[str, object]]] = {}
     for case, (size, work, encode) in cases.items():
-        works = {name: under(name, work) for name in backends}
+        works = {name: under(name, work) for name in forms}
         extra = {"encoder": encode} if encode is not None else {}
         seconds = interleaved({**works, **extra}, rounds)
         tables[case] = {}
-        for name in backends:
+        for name in forms:
             shares = shares_of(works[name])
             row: dict[str, object] = {"images_per_second": size / seconds[name], "shares": shares}
             if extra:
@@ -217,7 +222,7 @@ def variants(config: ModelConfig, batch_size: int, rounds: int) -> dict[str, dic
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Profile the preset with each form of the scan, and without some of its parts, in one run."""
+    """Profile the preset in every form, and without some of its parts, in one run."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default="lite")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -227,12 +232,12 @@ def main(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     config = preset_config(args.preset)
-    backends = compare_backends(config, args.batch_size, args.steps)
+    forms = compare_forms(config, args.batch_size, args.steps)
     rows = variants(config, args.batch_size, args.steps)
     out: Path = args.out or RESULTS / f"profile-{args.preset}.json"
     out.parent.mkdir(exist_ok=True)
     head = describe("profile", arguments)
-    content = {**head, "backends": backends, "variants": rows}
+    content = {**head, "forms": forms, "variants": rows}
     out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(f"written: {out}")
     return 0

@@ -7,14 +7,15 @@ medians and their ratios to the chunked torch form, so that a busy machine distu
 decoder's shapes come first. Beside the backends: Mamba-2's `ssd_minimal` and, where they are
 installed, mambapy's parallel scan, once per direction, and the chunked form as a graph in ONNX
 Runtime and OpenVINO, forward only. Peak memory of a training step is taken in a process of its own.
-Then the growth from 256 to 65,536 tokens beside attention of the same width, drawn into docs/scan-
-growth.svg. Random values, so no data set is needed; on a CPU.
+Then the growth from 256 to 65,536 tokens beside attention of the same width, drawn into the plot of
+docs/scan.md. Random values, so no data set is needed; on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -225,7 +226,7 @@ def _status_mb(name: str) -> float:
 
 
 def growth(channels: int = 128) -> dict[str, list[tuple[float, float]]]:
-    """Microseconds per token of one forward pass against the length, beside attention."""
+    """Milliseconds of one forward pass against the length, beside attention of the same width."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for side in GROWTH:
         shape = Shape("", 1, side, channels // 32, 1)
@@ -288,11 +289,13 @@ def main(arguments: Sequence[str]) -> int:
     if not args.no_growth:
         torch.set_num_threads(args.threads[0])
         lines = growth()
+        # In powers of two: a line that rises one step for one step doubles when the length does.
+        powers = {n: [(math.log2(x), math.log2(y)) for x, y in part] for n, part in lines.items()}
         chart = line_chart(
-            lines,
+            powers,
             title=f"One forward pass, 128 channels, {args.threads[0]} thread",
-            x_label="tokens",
-            y_label="ms",
+            x_label="tokens, as a power of two",
+            y_label="milliseconds, as a power of two",
         )
         (ROOT / "docs" / "scan-growth.svg").write_text(chart + "\n", encoding="utf-8")
     RESULTS.mkdir(exist_ok=True)

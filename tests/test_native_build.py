@@ -74,7 +74,7 @@ def test_with_a_compiler_the_wheel_is_for_this_platform(project: Path) -> None:
     [
         ("CXX", "no-such-compiler", "CXX=no-such-compiler is not there"),
         ("CXX", "false", "false -std=c++17"),
-        ("MAMBAADV2_NATIVE", "0", "MAMBAADV2_NATIVE=0"),
+        ("MAMBAADV2_NATIVE_BUILD", "0", "MAMBAADV2_NATIVE_BUILD=0"),
         ("PATH", "/nowhere", "no C++ compiler found"),
     ],
 )
@@ -97,6 +97,12 @@ def test_a_compiler_error_is_shown(project: Path) -> None:
     _, [warning] = install(project)
     assert "one.cpp" in warning
     assert "error" in warning
+
+
+def test_a_folder_without_sources_is_no_success(project: Path) -> None:
+    (project / hook.SOURCES / "one.cpp").unlink()
+    _, [warning] = install(project)
+    assert "holds no source" in warning or "no C++ compiler" in warning
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")

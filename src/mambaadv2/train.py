@@ -57,7 +57,7 @@ from mambaadv2.resume import (
     write_data,
 )
 from mambaadv2.runlog import RunLog, settings_of
-from mambaadv2.scan import backends_in_use
+from mambaadv2.scan import backends_in_use, library
 from mambaadv2.signals import StopRequest, stop_on_signal
 from mambaadv2.snapshot import Snapshot, Snapshots
 
@@ -316,6 +316,7 @@ def _circumstances(network: Network, plan: CachePlan) -> dict[str, object]:
     return {
         "device": device.type,
         "scan": backends_in_use(lengths, config.head_dim, config.state_dim, device),
+        "native library": "none" if library.why_not() else library.instruction_set(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "features": "encoded at every step" if plan.mode == "off" else "cached",

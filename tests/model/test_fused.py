@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambaadv2.errors import BackendError
+from mambaadv2.errors import BackendError, ConfigError
 from mambaadv2.fit import make_optimizer
 from mambaadv2.model.fused import depthwise, instance_norm, norm_silu
 from mambaadv2.model.local import FrequencyConv, LocalBranch, haar_transform, inverse_haar_transform
@@ -77,6 +77,34 @@ def test_a_branch_is_the_same_without_the_library(monkeypatch: pytest.MonkeyPatc
         results.append((y, *torch.autograd.grad(loss, list(branch.parameters()))))
     for ours, torchs in zip(*results, strict=True):
         close(ours, torchs, 2e-5)
+
+
+@needs_native
+def test_a_batch_of_nothing_goes_through() -> None:
+    branch = LocalBranch(16, 5, "wavelet", 3)
+    y = branch(random(0, 16, 6, 6))
+    assert y.shape == (0, 16, 6, 6)
+    y.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in branch.parameters())
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter about itself
+def test_an_exported_branch_computes_the_same() -> None:
+    branch = LocalBranch(16, 5, "wavelet", 3).eval().requires_grad_(False)
+    x = random(2, 16, 8, 8)
+    program = torch.export.export(branch, (x,))
+    assert any("norm_silu" in str(node.target) for node in program.graph.nodes)
+    close(program.module()(x), branch(x))
+
+
+@needs_native
+def test_the_weight_gradient_names_the_kernels_that_it_takes() -> None:
+    x = random(1, 4, 5, 5)
+    with pytest.raises(ConfigError, match=r"^kernel: expected one of \(5, 7\), got 3"):
+        torch.ops.mambaadv2.depthwise_weight(x, x, 3)
+    with pytest.raises(ConfigError, match="expected float32"):
+        torch.ops.mambaadv2.norm_silu(x.bfloat16())
 
 
 @needs_native

@@ -1,163 +1,32 @@
-"""The compiled CPU backend against the float64 reference, and everything around its library."""
+"""The compiled CPU backend against the float64 reference: outputs, states, gradients, bits."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-
-from mambaadv2.errors import BackendError, ConfigError
-from mambaadv2.scan import (
-    ScanState,
-    absent_backends,
-    available_backends,
-    choose_backend,
-    library,
-    native,
-    selective_scan,
+from tests.scan.native_cases import (
+    SIZES,
+    TOLERANCE,
+    WORST_TOLERANCE,
+    Case,
+    Inputs,
+    Size,
+    assert_close,
+    assert_equals_reference,
+    make_case,
+    needs_library,
+    results,
+    run,
+    run_here,
 )
-from mambaadv2.scan.orders import directions
+from torch import Tensor
 
-needs_library = pytest.mark.skipif(
-    native.why_not() is not None, reason=f"no native scan: {native.why_not()}"
-)
-
-# Largest error over the largest magnitude of the expected tensor.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-# For shapes that hypothesis picks to be the worst: the gradient of one weight, or of the angles at
-# a token with a dt of 10 or more, can be a small difference of large sums. The chunked form in
-# float32 reaches 5.6e-5 there.
-WORST_TOLERANCE = {"d angle": 3e-5, "d weights": 3e-5}
-
-
-class Inputs(NamedTuple):
-    x: Tensor
-    B: Tensor
-    C: Tensor
-    dt: Tensor
-    A: Tensor
-    trap: Tensor
-    angle: Tensor
-    B_bias: Tensor
-    C_bias: Tensor
-    D: Tensor
-
-
-class Size(NamedTuple):
-    L: int = 33
-    H: int = 2
-    G: int = 1
-    P: int = 16
-    N: int = 16
-    S: int = 4
-    K: int = 1
-    b: int = 1
-
-
-class Case(NamedTuple):
-    inputs: Inputs
-    order: Tensor
-    weights: Tensor | None
-    state: ScanState | None
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        weights = () if self.weights is None else (self.weights,)
-        return (*self.inputs, *weights, *(self.state or ()))
-
-    def of(self, tensors: tuple[Tensor, ...]) -> Case:
-        """The same case with other tensors, in the order of `tensors()`."""
-        rest = list(tensors[10:])
-        weights = None if self.weights is None else rest.pop(0)
-        return Case(Inputs(*tensors[:10]), self.order, weights, ScanState(*rest) if rest else None)
-
-
-def make_case(size: Size, *, orders: str = "random", weighted: bool = True) -> Case:
-    """Values as a trained model has them: dt from 1e-3 to 1, some strong and some weak decays."""
-    L, H, G, P, N, S, K, b = size
-    random = torch.Generator().manual_seed(L * 31 + H)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random)
-
-    inputs = Inputs(
-        x=normal(b, L, H, P),
-        B=normal(b, L, G, N),
-        C=normal(b, L, G, N),
-        dt=torch.exp(1.5 * normal(b, K, L, H) - 3),
-        A=-torch.exp(normal(b, L, H)),
-        trap=2 * normal(b, L, H),
-        angle=normal(b, L, S),
-        B_bias=1 + 0.3 * normal(K, H, N),
-        C_bias=1 + 0.3 * normal(K, H, N),
-        D=1 + 0.3 * normal(K, H),
-    )
-    if orders == "random" or K not in (1, 2, 4, 8):
-        order = torch.stack([torch.randperm(L, generator=random) for _ in range(K)])
-    else:
-        order = directions(orders, 1, L, K)
-    state = ScanState(h=normal(b, K, H, P, N), k=normal(b, K, H, N), x=normal(b, K, H, P))
-    return Case(inputs, order, normal(b, K) if weighted else None, state if weighted else None)
-
-
-def run(case: Case, backend: str = "native") -> tuple[Tensor, ScanState]:
-    return selective_scan(
-        *case.inputs,
-        order=case.order,
-        weights=case.weights,
-        initial_state=case.state,
-        return_state=True,
-        backend=backend,
-    )
-
-
-def results(
-    case: Case, backend: str = "native", dtype: torch.dtype | None = None, *, ends: bool = True
-) -> dict[str, Tensor]:
-    """Outputs, end state and the gradient of every tensor under fixed random cotangents."""
-    leaves = [part.detach().to(dtype or part.dtype).requires_grad_() for part in case.tensors()]
-    y, end = run(case.of(tuple(leaves)), backend)
-    given = (y, *end) if ends else (y,)
-    random = torch.Generator().manual_seed(1)
-    seeds = [torch.randn(part.shape, generator=random).to(part.dtype) for part in given]
-    found = torch.autograd.grad(given, leaves, seeds, materialize_grads=True)
-    names: list[str] = ["y", "end h", "end k", "end x", *(f"d {name}" for name in Inputs._fields)]
-    names += [] if case.weights is None else ["d weights"]
-    names += [] if case.state is None else ["d h", "d k", "d x before"]
-    return dict(zip(names, (y, *end, *found), strict=True))
-
-
-def assert_close(actual: Tensor, wanted: Tensor, tolerance: float, name: str) -> None:
-    assert actual.shape == wanted.shape, name
-    if wanted.numel() == 0:
-        return
-    error = (actual.double() - wanted.double()).abs().max().item()
-    scale = wanted.double().abs().max().item()
-    # Some gradients are small or zero as differences of sums of order one.
-    assert error <= tolerance * max(scale, 3e-2), (
-        f"{name}: relative error {error / (scale or 1):.1e}"
-    )
-
-
-def assert_equals_reference(
-    case: Case, *, special: Mapping[str, float] | None = None, ends: bool = True
-) -> None:
-    """Compare all results; `special` has the tolerances of those that have one of their own."""
-    # test_forms.py holds the chunked form in float64 to 1e-11 of the reference, which is slow here.
-    truth = "reference" if case.inputs.x.shape[1] <= 33 else "chunked"
-    wanted = results(case, truth, torch.float64, ends=ends)
-    for name, actual in results(case, ends=ends).items():
-        tolerance = (special or {}).get(name, TOLERANCE[torch.float32])
-        assert_close(actual, wanted[name], tolerance, name)
+from mambaadv2.scan import ScanState, library, native
 
 
 @pytest.fixture(autouse=True)
@@ -178,17 +47,6 @@ def threads() -> Iterator[None]:
 
 
 # The numbers
-
-SIZES = (
-    Size(L=1, H=1, G=1, P=8, N=8, S=0, K=1, b=2),
-    Size(L=15, H=4, G=2, P=32, N=32, S=8, K=8),
-    Size(L=16, H=5, G=5, P=64, N=16, S=8, K=2),
-    Size(L=17, H=3, G=1, P=40, N=24, S=6, K=4, b=2),
-    Size(L=64, H=4, G=4, P=128, N=8, S=4, K=1),
-    Size(L=100, H=1, G=1, P=8, N=128, S=32, K=1),
-    Size(L=257, H=6, G=2, P=48, N=104, S=26, K=2),
-    Size(L=600, H=1, G=1, P=128, N=128, S=64, K=1),
-)
 
 
 @needs_library
@@ -264,7 +122,7 @@ def test_limits(name: str, value: float) -> None:
     case = make_case(Size(L=40, K=2))
     fixed = torch.full_like(getattr(case.inputs, name), value)
     case = case._replace(inputs=case.inputs._replace(**{name: fixed}))
-    assert_close(run(case)[0], run(case, "reference")[0], 1e-5, "y")
+    assert_equals_reference(case)
 
 
 @needs_library
@@ -357,7 +215,6 @@ def test_two_threads_at_once(threads: None) -> None:
 def test_a_forked_process_computes_too() -> None:
     code = (
         "import os, torch\n"
-        "from tests_case import case, run\n"
         "torch.set_num_threads(2)\n"
         "y = run(case)[0]\n"
         "pid = os.fork()\n"
@@ -390,257 +247,36 @@ def test_strided_inputs_and_small_integers_give_the_same() -> None:
     assert all(torch.equal(a, b) for a, b in zip(odd.tensors(), before, strict=True))
 
 
-# The door
-
-
-def knock(**changes: Any) -> Any:
-    case = make_case(Size(L=6, K=2), weighted=False)
-    arguments: dict[str, Any] = {**case.inputs._asdict(), "order": case.order} | changes
-    return selective_scan(**arguments, backend="native")
-
-
-WRONG: tuple[tuple[str, Any], ...] = (
-    ("x", torch.zeros(1, 6, 2, 12)),
-    ("x", torch.zeros(1, 6, 2, 136)),
-    ("x", torch.zeros(1, 6, 2, 16, dtype=torch.float64)),
-    ("x", torch.zeros(1, 6, 2, 16, dtype=torch.int32)),
-    ("B", torch.zeros(1, 6, 1, 16, device="meta")),
-    ("C", torch.zeros(1, 6, 1, 8)),
-    ("dt", torch.zeros(1, 1, 6, 2)),
-    ("A", torch.zeros(1, 6, 3)),
-    ("angle", torch.zeros(1, 6, 9)),
-    ("order", torch.zeros(2, 6, dtype=torch.int64)),
-    ("order", torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]])),
-    ("order", torch.tensor([[0, 1, 2, 3, 4, 5], [-1, 0, 1, 2, 3, 4]])),
-    ("order", torch.rand(2, 6)),
-    ("weights", torch.zeros(2, 2)),
-    ("initial_state", ScanState(*(torch.zeros(1) for _ in range(3)))),
-    ("chunk_size", 8),
-)
-
-
 @needs_library
-@pytest.mark.parametrize("name, value", WRONG, ids=[name for name, _ in WRONG])
-def test_wrong_arguments_are_refused_by_name(name: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"^{name}\b"):
-        knock(**{name: value})
-
-
-@needs_library
-def test_widths_are_refused_with_the_list() -> None:
-    with pytest.raises(ConfigError, match=r"^x: expected P one of 8, 16, .*, 128 .*got 12"):
-        knock(x=torch.zeros(1, 6, 2, 12))
-    narrow = torch.zeros(1, 6, 1, 4)
-    bias = torch.zeros(2, 2, 4)
-    with pytest.raises(ConfigError, match=r"^B: expected N one of 8, 16, .*got 4"):
-        knock(B=narrow, C=narrow, B_bias=bias, C_bias=bias, angle=torch.zeros(1, 6, 2))
-
-
-@needs_library
-def test_auto_takes_it_where_it_fits_and_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    name, why = choose_backend(64, 32, 32)
-    assert name == "native"
-    assert library.instruction_set() in why
-    name, why = choose_backend(32, 12, 32)
-    assert name == "quadratic"
-    assert "not native: x: expected P one of 8, " in why
-    name, why = choose_backend(4096, 32, 32, dtype=torch.float64)
-    assert name == "chunked"
-    assert "float64" in why
-    assert choose_backend(64, 32, 32, device=torch.device("cuda"))[0] == "quadratic"
-    monkeypatch.setenv("MAMBAADV2_SCAN_BACKEND", "native")
-    with pytest.raises(ConfigError, match=r"^x: expected a dtype .*float64"):
-        knock(x=torch.zeros(1, 6, 2, 16, dtype=torch.float64))
-
-
-def test_without_the_library_all_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MAMBAADV2_NATIVE", "0")
-    assert "native" not in available_backends()
-    assert "MAMBAADV2_NATIVE=0" in absent_backends()["native"]
+def test_one_gradient_of_the_end_alone_whatever_the_default_dtype() -> None:
+    """What no gradient came for is filled with zeros: of the library's kind of number."""
     case = make_case(Size(L=20))
-    y = selective_scan(*case.inputs, order=case.order)
-    with pytest.raises(BackendError, match=r"'native' is not available: MAMBAADV2_NATIVE=0"):
-        run(case)
-    monkeypatch.delenv("MAMBAADV2_NATIVE")
-    missing, broken = tmp_path / "missing.so", tmp_path / "broken.so"
-    broken.write_bytes(b"not a library")
-    library._load.cache_clear()
+    leaves = [part.requires_grad_() for part in case.inputs]
+
+    def gradients() -> tuple[Tensor, ...]:
+        end = run(case)[1]
+        return torch.autograd.grad(end.x.sum(), leaves, materialize_grads=True)
+
+    wanted = gradients()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
     try:
-        for path, said in ((missing, "was not built"), (broken, "cannot be loaded")):
-            monkeypatch.setattr(library, "PATH", path)
-            library._load.cache_clear()
-            assert said in absent_backends()["native"]
-            assert "pip install" in absent_backends()["native"]
-            assert torch.equal(selective_scan(*case.inputs, order=case.order), y)
+        found = gradients()
     finally:
-        library._load.cache_clear()
+        torch.set_default_dtype(before)
+    assert wanted[0].any()
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @needs_library
-def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "ABI", library.ABI + 1)
-    library._load.cache_clear()
-    try:
-        assert "another version" in absent_backends()["native"]
-    finally:
-        library._load.cache_clear()
-
-
-# As an operator of torch
-
-
-@needs_library
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_opcheck() -> None:
-    size = Size(L=18, H=2, K=2, b=2)
-    for case in (make_case(size), make_case(size, weighted=False)):
-        leaves = tuple(part.clone().requires_grad_() for part in case.inputs)
-        extra = (case.weights, *(case.state or (None, None, None)))
-        for return_state in (False, True):
-            torch.library.opcheck(
-                torch.ops.mambaadv2.scan.default, (*leaves, case.order, *extra, return_state)
-            )
-        dy = torch.randn_like(case.inputs.x)
-        torch.library.opcheck(
-            torch.ops.mambaadv2.scan_backward.default,
-            (dy, None, None, None, *case.inputs, case.order, *extra),
-            test_utils=("test_schema", "test_faketensor"),
-        )
-
-
-@needs_library
-def test_second_derivatives_are_refused() -> None:
-    case = make_case(Size(L=8), weighted=False)
-    x = case.inputs.x.requires_grad_()
-    (first,) = torch.autograd.grad(run(case)[0].sum(), x, create_graph=True)
-    with pytest.raises(BackendError, match="second derivatives"):
-        torch.autograd.grad(first.sum(), x)
-
-
-class Block(nn.Module):
-    """The least that trains through a scan."""
-
-    order: Tensor
-
-    def __init__(self, backend: str = "native") -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.backend = backend
-        self.into = nn.Linear(16, 2 * 8 + 8 + 8 + 2 + 2 + 2 + 2)
-        self.bias = nn.Parameter(torch.ones(2, 2, 8))
-        self.skip = nn.Parameter(torch.ones(2, 2))
-        self.out = nn.Linear(16, 16)
-        self.register_buffer("order", directions("hilbert", 4, 5, 2))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (b, 20, 16) to the same."""
-        x, B, C, dt, a, trap, angle = self.into(tokens).split((16, 8, 8, 2, 2, 2, 2), dim=-1)
-        y = selective_scan(
-            x.unflatten(-1, (2, 8)),
-            B.unsqueeze(2),
-            C.unsqueeze(2),
-            torch.nn.functional.softplus(dt).unsqueeze(1).expand(-1, 2, -1, -1),
-            -a.exp(),
-            trap,
-            angle,
-            self.bias,
-            self.bias,
-            self.skip,
-            order=self.order,
-            backend=self.backend,
-        )
-        out: Tensor = self.out(y.flatten(2))
-        return out
-
-
-@needs_library
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of torch's compiler about itself
-def test_compile_and_export_see_one_node() -> None:
-    for backend in ("native", "auto"):
-        block, tokens = Block(backend), torch.randn(3, 20, 16)
-        block(tokens).square().sum().backward()
-        wanted = [parameter.grad for parameter in block.parameters()]
-        block.zero_grad()
-        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-        y = compiled(tokens)
-        assert_close(y, block(tokens), 1e-6, "y")
-        y.square().sum().backward()
-        for parameter, gradient in zip(block.parameters(), wanted, strict=True):
-            assert parameter.grad is not None
-            assert gradient is not None
-            assert_close(parameter.grad, gradient, 1e-5, "gradient")
-        program = torch.export.export(block, (tokens,))
-        targets = [str(node.target) for node in program.graph.nodes]
-        assert sum("mambaadv2.scan" in target for target in targets) == 1
-        assert_close(program.module()(tokens), block(tokens), 1e-6, "exported y")
-
-
-@needs_library
-def test_a_training_has_the_same_losses_with_every_backend() -> None:
-    def losses(backend: str) -> list[float]:
-        block = Block(backend)
-        tokens = torch.randn(4, 20, 16, generator=torch.Generator().manual_seed(3))
-        optimizer = torch.optim.AdamW(block.parameters(), lr=1e-2)
-        found = []
-        for _ in range(30):
-            optimizer.zero_grad()
-            loss = (block(tokens) - tokens.flip(1)).square().mean()
-            loss.backward()
-            optimizer.step()
-            found.append(loss.item())
-        return found
-
-    ours, others = losses("native"), losses("chunked")
-    assert ours[-1] < 0.8 * ours[0]
-    assert ours == pytest.approx(others, rel=1e-4)
-
-
-# Other processes
-
-SHARED_CASE = """
-import sys, torch
-sys.path.insert(0, {folder!r})
-import test_native
-case = test_native.make_case(test_native.Size(L=50, H=3, G=3, P=40, N=24, S=6, K=2, b=2))
-run = test_native.run
-"""
-
-
-def run_here(code: str, **variables: str) -> str:
-    """Run Python code that may use `case` and `run`; return what it prints."""
-    code = code.replace("from tests_case import case, run\n", "")
-    code = SHARED_CASE.format(folder=str(Path(__file__).parent)) + code
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **variables},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-@needs_library
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(isa: str) -> None:
-    code = (
-        "from mambaadv2.scan import library\n"
-        "if library.why_not(): print(library.why_not()); sys.exit()\n"
-        "print(library.instruction_set())\n"
-        "for size in test_native.SIZES[:6]:\n"
-        "    test_native.assert_equals_reference(test_native.make_case(size))\n"
-    )
-    said = run_here(code, MAMBAADV2_NATIVE_ISA=isa)
-    if "not an instruction set" in said:
-        pytest.skip(said)
-    assert said == isa
-
-
-@needs_library
-def test_an_unknown_instruction_set_is_refused() -> None:
-    code = "from mambaadv2.scan import absent_backends; print(absent_backends()['native'])"
-    said = run_here(code, MAMBAADV2_NATIVE_ISA="abacus")
-    assert "MAMBAADV2_NATIVE_ISA=abacus" in said
-    assert "avx512" in said
+@pytest.mark.parametrize("side, heads, directions", [(64, 4, 8), (32, 8, 4), (16, 16, 2)])
+def test_a_training_step_needs_little_memory(side: int, heads: int, directions: int) -> None:
+    """At most half of inputs, outputs and their gradients beside them, at the decoder's shapes."""
+    size = Size(L=side**2, H=heads, P=32, N=32, S=8, K=directions)
+    case = make_case(size, weighted=False)
+    held = 2 * sum(part.nbytes for part in case.inputs) + 2 * case.inputs.x.nbytes
+    arguments = (*case.inputs, case.order, None, None, None, None)
+    problem, _held = native._problem(arguments)
+    for threads in (1, 2):
+        workspace = library.library().mambaadv2_workspace(problem, True, threads)
+        assert 0 < workspace <= 0.5 * held, f"{threads} threads: {workspace / held:.2f}"

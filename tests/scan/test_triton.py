@@ -3,13 +3,7 @@
 The kernels' cases are in `triton_cases.py`, which runs as a program of its own: whether kernels are
 interpreted is decided when they are imported, and no other test may be touched by that.
 
-How `selective_scan` uses this backend:
-
-    from mambaadv2.scan.triton import triton_scan, unsupported, why_not   # imports no triton
-    if why_not(x.device) is None and unsupported(P, N, x.dtype) is None:  # what "auto" asks
-        y, state = triton_scan(*tensors, order, weights, initial_state, return_state=return_state)
-
-and, when it was asked for by name, just the call: it raises BackendError or ConfigError itself.
+`selective_scan` reaches this backend by name only.
 """
 
 from __future__ import annotations
@@ -40,7 +34,7 @@ CASES = (
     "L33 segments", "L64 K8 sequential", "L64 K4 parallel", "L100 N64", "chunk of 128",
     "no state, no weights", "bfloat16", "bfloat16 parallel", "bfloat16 products", "float16",
     "phases", "decay", "decay sequential", "continuation", "strides and order types",
-    "NaN stays NaN", "one node",
+    "NaN stays NaN", "one node", "no permutation",
 )  # fmt: skip
 
 

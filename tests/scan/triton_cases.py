@@ -28,6 +28,7 @@ from benchmarks._scan_case import (
     in_float64,
     make_case,
 )
+from mambaadv2.scan import selective_scan
 from mambaadv2.scan.chunked import chunked_scan
 from mambaadv2.scan.reference import ScanState, reference_scan
 from mambaadv2.scan.triton import triton_scan
@@ -156,10 +157,12 @@ def strides_and_order_types(device: str) -> dict[str, float]:
         wide(case.weights),
         ScanState(*(wide(part) for part in case.state)),
     )
-    y, _ = forward(case)
-    return errors(
-        {"strided": forward(other)[0], "again": forward(case)[0]}, {"strided": y, "again": y}
-    )
+    wanted = gradients(case, triton_scan)
+    strided, again = gradients(other, triton_scan), gradients(case, triton_scan)
+    found = {f"strided {name}": part for name, part in strided.items()}
+    found |= {f"again {name}": part for name, part in again.items()}
+    kinds = ("strided", "again")
+    return errors(found, {f"{kind} {n}": p for kind in kinds for n, p in wanted.items()})
 
 
 def nan_stays(device: str) -> dict[str, float]:
@@ -195,7 +198,39 @@ def as_one_node(device: str) -> dict[str, float]:
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
     assert set(checked.values()) == {"SUCCESS"}, checked
+    # Strides of gradients are what the compiler was told, whatever those of the inputs.
+    turned = [part.detach().transpose(0, -1).contiguous().transpose(0, -1) for part in tensors]
+    dy = torch.randn(1, 18, 2, 8, device=device)
+    checked = torch.library.opcheck(
+        triton_ops.scan_backward,
+        (dy, None, *turned, order, case.weights, state, 16, 2, 1, "ieee"),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    assert set(checked.values()) == {"SUCCESS"}, checked
     return errors({"y": y, "dx": dx}, {"y": plain.detach(), "dx": plain_dx})
+
+
+def no_permutation(device: str) -> dict[str, float]:
+    """A table with a row outside or a row twice is refused, inside a compiled function too."""
+    found = {}
+    for name, row in (("outside", 20), ("twice", 3)):
+        case = make_case(Shape(1, 20, H=1, K=1, P=8, N=8, S=2), device=device, cold=True)
+        order = case.order.clone()
+        order[0, 7] = row if int(order[0, 7]) != row else 4
+        bad = case._replace(order=order)
+
+        def function(bad: Case = bad) -> Tensor:
+            return selective_scan(*bad.tensors, order=bad.order, backend="triton")
+
+        for way in (function, torch.compile(function, backend="aot_eager")):
+            found[f"{name}, {'plain' if way is function else 'compiled'}"] = 1.0
+            try:
+                way()
+            except Exception as error:
+                # The compiler wraps it.
+                if "every row must be a permutation" in str(error):
+                    found[f"{name}, {'plain' if way is function else 'compiled'}"] = 0.0
+    return found
 
 
 OTHERS: dict[str, Callable[[str], dict[str, float]]] = {
@@ -203,6 +238,7 @@ OTHERS: dict[str, Callable[[str], dict[str, float]]] = {
     "strides and order types": strides_and_order_types,
     "NaN stays NaN": nan_stays,
     "one node": as_one_node,
+    "no permutation": no_permutation,
 }
 
 

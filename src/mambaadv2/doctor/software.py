@@ -81,6 +81,8 @@ def check_libraries() -> Iterator[Finding]:
 
 def check_scan() -> Iterator[Finding]:
     """The backend that "auto" takes for each stage of the default model, and why."""
+    import torch
+
     from mambaadv2.errors import BackendError
     from mambaadv2.model.config import STAGE_STRIDES
     from mambaadv2.model.presets import preset_config
@@ -103,9 +105,12 @@ def check_scan() -> Iterator[Finding]:
     unused = [name for name in available_backends() if name not in taken]
     yield Finding("scan, others here", "ok", ", ".join(unused) or "none")
     for name, reason in absent_backends().items():
-        why, _, advice = reason.rpartition("; ")
-        advice = f"{advice[:1].upper()}{advice[1:]}; the torch forms do the same, slower."
-        yield Finding(f"scan {name}", "note", f"absent: {why}", advice)
+        # What only a GPU could run is no news where there is none.
+        if name == "native" or torch.cuda.is_available():
+            why, _, advice = reason.rpartition("; ")
+            yield Finding(
+                f"scan {name}", "note", f"absent: {why}", f"{advice[:1].upper()}{advice[1:]}."
+            )
 
 
 def check_weights() -> Iterator[Finding]:

@@ -2,11 +2,11 @@
 
 Between their matrix products the branches normalise, and their depth-wise convolutions need the
 gradient of their weights. torch's CPU kernels for both leave the vector units idle in the
-channels-last layout (docs/scan.md has the times). Here are the same functions in one or two passes
-each; `norm_silu` and `depthwise` fall back to torch on every other device, dtype and build.
+channels-last layout (LOG.md has the times). Here are the same functions in one or two passes each;
+`norm_silu` and `depthwise` fall back to torch on every other device, dtype and build.
 
-Operators of `torch.library`, as the scan: `torch.compile` and `torch.export` see one node. The
-result has the same bits for every number of threads and in every run.
+The native parts are operators of `torch.library`, as the scan. The result has the same bits for
+every number of threads and in every run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambaadv2.errors import BackendError
+from mambaadv2.errors import BackendError, ConfigError
 from mambaadv2.scan import library as lib
 from mambaadv2.scan import native
 
@@ -114,12 +114,16 @@ def _norm_backward(given: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Ten
 
 
 def _depthwise_weight(given: Tensor, x: Tensor, kernel: int) -> Tensor:
+    if kernel not in KERNELS:
+        raise ConfigError(f"kernel: expected one of {KERNELS}, got {kernel}")
     x, given = _dense(x), _dense(given)
     b, c, h, w = x.shape
+    if not x.numel():
+        return x.new_zeros(c, 1, kernel, kernel)
     call = lib.pack(b, h, w, c, kernel, x, given, None)
     library, threads = lib.library(), torch.get_num_threads()
     size = library.mambaadv2_depthwise_workspace(call, threads)
-    memory = torch.empty(max(0, size), dtype=torch.float32)
+    memory = torch.empty(size, dtype=torch.float32)
     dw = x.new_empty(c, 1, kernel, kernel)
     lib.require_done(
         library.mambaadv2_depthwise_weight(call, dw.data_ptr(), threads, memory.data_ptr())

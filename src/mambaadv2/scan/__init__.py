@@ -56,23 +56,26 @@ class _Kernel(NamedTuple):
     misfit: Callable[[torch.device, torch.dtype, int, int], str | None]
     """Why it cannot take inputs of (device, dtype of x, P, N), naming the argument; else None."""
     scan: Callable[..., tuple[Tensor, ScanState | None]]
-    """As `native_scan`."""
-    checks_order: bool
-    """Whether it refuses a table that is no permutation itself, before it computes anything."""
+    """As `native_scan`. Refuses a table that is no permutation before it computes anything."""
     automatic: bool
     """Whether "auto" may take it."""
 
 
 def _triton_why_not() -> str | None:
-    cuda = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reason = triton.why_not(cuda)
-    return None if reason is None else f"{reason}; the GPU kernels are for machines that have one"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = triton.why_not(device)
+    return None if reason is None else f"{reason}; use another backend here"
 
 
 def _triton_misfit(
     device: torch.device, dtype: torch.dtype, head_dim: int, state_dim: int
 ) -> str | None:
     return triton.why_not(device) or triton.unsupported(head_dim, state_dim, dtype)
+
+
+# As in native.py: torch.compile takes the answers at the time of tracing.
+for _constant in (_triton_why_not, _triton_misfit):
+    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # "auto" takes the first that may be taken, is there and fits. The GPU kernels only by name: they
@@ -84,7 +87,6 @@ _KERNELS: dict[str, _Kernel] = {
         native.why_not,
         native.misfit,
         native.native_scan,
-        checks_order=True,
         automatic=True,
     ),
     "triton": _Kernel(
@@ -93,7 +95,6 @@ _KERNELS: dict[str, _Kernel] = {
         _triton_why_not,
         _triton_misfit,
         triton.triton_scan,
-        checks_order=False,
         automatic=False,
     ),
 }
@@ -268,8 +269,6 @@ def _scan(
     x, order = tensors[0], rest[0]
     if backend in _KERNELS:
         kernel = _KERNELS[backend]
-        if not kernel.checks_order:
-            check_permutations(order)
         wanting = kernel.misfit(x.device, x.dtype, x.shape[-1], tensors[1].shape[-1])
         if wanting is not None:
             raise ConfigError(wanting)

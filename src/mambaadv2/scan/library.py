@@ -22,13 +22,13 @@ PATH = Path(__file__).parent / "libmambaadv2_scan.so"
 DISABLED_VARIABLE = "MAMBAADV2_NATIVE"  # "0": do as if there were no library
 ISA_VARIABLE = "MAMBAADV2_NATIVE_ISA"  # baseline, avx2 or avx512; read once, by the library
 
-_REBUILD = "run pip install again where a C++ compiler is (docs/scan.md)"
+_REBUILD = "run pip install again where a C++ compiler is; torch computes the same, slower"
 
 # Fields of Problem, Outputs, Gradients, NormSilu and Depthwise of csrc/scan.h, all of 8 bytes.
 _FIELDS = (44, 4, 18, 8, 8)
 _PACKERS = {count: struct.Struct(f"@{count}q").pack for count in _FIELDS}
 
-NOT_A_PERMUTATION = 2  # kNotAPermutation in csrc/scan.h
+_NOT_A_PERMUTATION = 2  # kNotAPermutation in csrc/scan.h
 
 
 @functools.cache
@@ -101,14 +101,27 @@ def library() -> ctypes.CDLL:
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Where a tensor's numbers begin; a null pointer for None and for an empty one."""
-    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+    """Where a tensor's numbers begin; a null pointer for None and for an empty one.
+
+    Raises:
+        ConfigError: it holds other numbers than the library reads and writes.
+    """
+    if tensor is None or tensor.numel() == 0:
+        return None
+    if tensor.dtype not in (torch.float32, torch.int64) or tensor.device.type != "cpu":
+        raise ConfigError(
+            f"native library: expected float32 or int64 on the CPU, got {tensor.dtype} on "
+            f"{tensor.device}; call it through mambaadv2.selective_scan"
+        )
+    return tensor.data_ptr()
 
 
 def require_done(status: int) -> None:
     """Stop where a function of the library refused its arguments."""
+    if status == _NOT_A_PERMUTATION:
+        raise ConfigError("order: every row must be a permutation of 0..L-1")
     if status != 0:
-        raise ConfigError(f"native library: status {status}")
+        raise ConfigError(f"native library: a size that it does not take (status {status})")
 
 
 def pack(*values: Tensor | int | None) -> bytes:

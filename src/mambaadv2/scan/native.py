@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mambaadv2.errors import BackendError, ConfigError
 from mambaadv2.scan import library as lib
@@ -116,11 +117,7 @@ def _call(problem: bytes, targets: bytes, backward: bool) -> None:
     workspace = torch.empty(size + 64, dtype=torch.uint8)
     start = -(-workspace.data_ptr() // 64) * 64
     function = library.mambaadv2_backward if backward else library.mambaadv2_forward
-    status = function(problem, targets, threads, start)
-    if status == lib.NOT_A_PERMUTATION:
-        raise ConfigError("order: every row must be a permutation of 0..L-1")
-    if status != 0:
-        raise ConfigError(f"native scan: status {status}")
+    lib.require_done(function(problem, targets, threads, start))
 
 
 def _state_shapes(x: Tensor, B: Tensor, order: Tensor) -> tuple[tuple[int, ...], ...]:
@@ -157,7 +154,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
     if any(part is not None for part in given[1:]):
         shapes = _state_shapes(inputs[0], inputs[1], inputs[10])
         given = given[:1] + tuple(
-            torch.zeros(shape) if part is None else part
+            torch.zeros(shape, dtype=torch.float32) if part is None else part
             for part, shape in zip(given[1:], shapes, strict=True)
         )
     found = iter(results[10:])
@@ -215,6 +212,10 @@ def _differentiable(function: type[torch.autograd.Function], operator: Any) -> C
     """What the operator does where gradients are recorded: the function, if any are wanted."""
 
     def apply(*arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            raise BackendError(
+                "the native scan has no forward-mode derivatives; use backend='chunked' for them"
+            )
         if torch.is_grad_enabled() and any(
             isinstance(part, Tensor) and part.requires_grad for part in arguments
         ):

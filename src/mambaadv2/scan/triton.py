@@ -99,7 +99,7 @@ def triton_scan(
     entering = None if initial_state is None else _entering(initial_state, dt, trap, order)
     cut = (0, 0, 0, "") if plan is None else (plan.chunk, plan.span, plan.heads, plan.mode)
     tensors = (x, B, C, dt, A, trap, angle, B_bias, C_bias, D)
-    y, leaving = triton_ops.scan(*tensors, order.int(), weights, entering, return_state, *cut)
+    y, leaving = triton_ops.scan(*tensors, order, weights, entering, return_state, *cut)
     if not return_state:
         return y, None
     # In the end frame the last key is not rotated.

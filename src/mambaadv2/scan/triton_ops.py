@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mambaadv2.errors import ConfigError
+from mambaadv2.scan.arguments import check_permutations
 from mambaadv2.scan.triton_gradient import gradient_kernel
 from mambaadv2.scan.triton_kernels import carry_kernel, output_kernel, pass_kernel
 from mambaadv2.scan.triton_pieces import MODES
@@ -51,7 +52,8 @@ class _Launch:
 
     def __init__(self, given: _Inputs, cut: tuple[int, int, int, str]) -> None:
         contiguous: list[Any] = [t if t is None else t.contiguous() for t in given]
-        self.given = given = _Inputs(*contiguous)
+        given = _Inputs(*contiguous)
+        self.given = given = given._replace(order=given.order.int())
         x, B = given.x, given.B
         self.b, self.L, self.H, self.P = x.shape
         self.K, self.G, self.N = given.order.shape[0], B.shape[2], B.shape[3]
@@ -168,6 +170,8 @@ def _processors(device: torch.device) -> int:
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     given, return_state, cut = _Inputs(*arguments[:13]), arguments[13], arguments[14:]
+    # Here and not at the door, which sees no values while compiling. Rows are addresses.
+    check_permutations(given.order)
     launch = _Launch(given, cut)
     given = launch.given
     start = given.entering
@@ -226,9 +230,14 @@ def _backward(dy: Tensor, dend: Tensor | None, *arguments: Any) -> list[Tensor]:
     inputs = [*given[:10], given.weights, given.entering]
     # An operator's outputs must not share memory, and halves of one sum do.
     return [
-        gradient if like is None else torch.empty_like(like).copy_(gradient)
+        gradient if like is None else _empty_like(like).copy_(gradient)
         for gradient, like in zip(found, inputs, strict=True)
     ]
+
+
+def _empty_like(given: Tensor) -> Tensor:
+    """What the compiler is told and what it gets must have the same strides."""
+    return torch.empty_like(given, memory_format=torch.contiguous_format)
 
 
 def _interleave(halves: Tensor) -> Tensor:
@@ -273,7 +282,7 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _(dy: Tensor, dend: Tensor | None, *arguments: Any) -> list[Tensor]:
     inputs = [*arguments[:10], arguments[11], arguments[12]]
     empty = (dy.new_empty(0, dtype=torch.float32) for _ in inputs)
-    return [e if t is None else torch.empty_like(t) for t, e in zip(inputs, empty, strict=True)]
+    return [e if t is None else _empty_like(t) for t, e in zip(inputs, empty, strict=True)]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

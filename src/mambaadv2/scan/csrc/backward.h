@@ -6,6 +6,14 @@
 
 namespace {
 
+// to[n][token] = from[n][token] * factor[token]
+INLINE void weigh(float *to, const float *from, const float *factor, int64_t N) {
+    UNROLL for (int v = 0; v < TV; v++) {
+        const V f = load(factor + v * W);
+        for (int64_t n = 0; n < N; n++) store(to + n * T + v * W, load(from + n * T + v * W) * f);
+    }
+}
+
 // The gradient of the last state, brought into the frame of the sequence.
 INLINE void from_last_state(Walk &walk, const Gradients &grads, const double *phase,
                             const Line &line, int64_t at) {
@@ -65,7 +73,7 @@ INLINE void backward_chunk(Work &work, const Chunk &chunk, Walk &walk, const Lin
     }
     value_gradients<WIDTH>(work, chunk, walk, line, sinks, last_x);
     if (entered) {
-        weigh(work.left, weighted_q, chunk.in, 1.0f, line.N);
+        weigh(work.left, weighted_q, chunk.in, line.N);
         carry<WIDTH>(walk.state, chunk.keep, work.left, work.g, chunk.count, line.N, width);
         walk.live = true;
     }
@@ -210,7 +218,7 @@ int64_t backward_scratch(const Problem &p, const Shared &shared) {
     const int64_t chunks = (p.L + T - 1) / T;
     const int64_t segments = (chunks + shared.segment - 1) / shared.segment;
     const int64_t work = 3 * T * width + 4 * T * p.N + 6 * T * up(stride, W) + 2 * stride;
-    const int64_t walk = 2 * stride + 2 * p.N * W + size;
+    const int64_t walk = 2 * p.N * W + size;
     const int64_t kept = kept_floats(p.N, p.S, stride, width, segments, shared.segment);
     return queries_floats(p.N) + carried_floats(p.N, stride, width) + work + walk + kept + 24 * 16;
 }
@@ -218,6 +226,7 @@ int64_t backward_scratch(const Problem &p, const Shared &shared) {
 void backward(const Problem &p, const Gradients &grads, const Shared &shared, int64_t b,
               int64_t group, int64_t slot, float *scratch) {
     const int64_t width = width_of(p), heads = p.H / p.G;
+    const Scratch room{scratch, scratch + backward_scratch(p, shared)};
     const int64_t begin = group * heads + slot * heads / shared.slots;
     const int64_t end = group * heads + (slot + 1) * heads / shared.slots;
     for (int64_t h = begin; h < end; h++) {
@@ -246,15 +255,15 @@ void backward(const Problem &p, const Gradients &grads, const Shared &shared, in
             const float *dy = grads.y ? grads.y + (b * p.L * p.H + h) * p.P : nullptr;
             const int64_t segment = shared.segment;
             if (width == 16)
-                backward_line<16>(p, grads, line, sinks, at, dy, segment, {scratch});
+                backward_line<16>(p, grads, line, sinks, at, dy, segment, room);
             else if (width == 32)
-                backward_line<32>(p, grads, line, sinks, at, dy, segment, {scratch});
+                backward_line<32>(p, grads, line, sinks, at, dy, segment, room);
             else if (width == 64)
-                backward_line<64>(p, grads, line, sinks, at, dy, segment, {scratch});
+                backward_line<64>(p, grads, line, sinks, at, dy, segment, room);
             else if (width == 128)
-                backward_line<128>(p, grads, line, sinks, at, dy, segment, {scratch});
+                backward_line<128>(p, grads, line, sinks, at, dy, segment, room);
             else
-                backward_line<0>(p, grads, line, sinks, at, dy, segment, {scratch});
+                backward_line<0>(p, grads, line, sinks, at, dy, segment, room);
         }
     }
 }

@@ -31,12 +31,14 @@ constexpr double kPi = 3.14159265358979323846;
 INLINE int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Hands out pieces of a worker's scratch, each on its own cache line.
+// Hands out pieces of a worker's scratch, each on its own cache line. The `*_floats` functions say
+// beforehand what is taken; should they ever say too little, the process ends here and not later.
 struct Scratch {
-    float *next;
+    float *next, *end;
     float *take(int64_t floats) {
         float *piece = next;
         next += up(floats, 16);
+        if (next > end) __builtin_trap();
         return piece;
     }
 };

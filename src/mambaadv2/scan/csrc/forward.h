@@ -6,7 +6,7 @@
 namespace {
 
 // Of a row of `width` floats, known or 0, as many vectors as leave the registers room for four
-// rows. Few rows at once, because products with triangles of tokens skip what is zero in steps of them.
+// rows. Few rows at once, because products with triangles skip what is zero in steps of rows.
 constexpr int vectors_at_once(int width) {
     const int vectors = width / W;
     return W >= 16 && vectors % 4 == 0 && vectors > 0 ? 4 : vectors % 2 == 0 && vectors > 0 ? 2 : 1;
@@ -28,14 +28,6 @@ INLINE void carry(float *state, float keep, const float *left, const float *righ
                 UNROLL for (int j = 0; j < VECTORS; j++)
                     store(state + (n + i) * width + c + j * W, acc[i][j]);
         }
-    }
-}
-
-// to[n][token] = from[n][token] * factor[token] * by
-INLINE void weigh(float *to, const float *from, const float *factor, float by, int64_t N) {
-    UNROLL for (int v = 0; v < TV; v++) {
-        const V f = load(factor + v * W) * by;
-        for (int64_t n = 0; n < N; n++) store(to + n * T + v * W, load(from + n * T + v * W) * f);
     }
 }
 
@@ -149,6 +141,7 @@ int64_t forward_scratch(const Problem &p) {
 void forward(const Problem &p, const Outputs &out, const Shared &shared, int64_t b, int64_t h,
              int64_t direction, float *scratch) {
     const int64_t width = width_of(p);
+    const Scratch room{scratch, scratch + forward_scratch(p)};
     const int64_t begin = direction < 0 ? 0 : direction, end = direction < 0 ? p.K : begin + 1;
     for (int64_t k = begin; k < end; k++) {
         const Line line = line_of(p, shared, b, k, h, width);
@@ -157,11 +150,11 @@ void forward(const Problem &p, const Outputs &out, const Shared &shared, int64_t
                                     : shared.per_direction + (k - 1) * p.b * p.L * p.H * p.P;
         float *y = base + b * p.L * p.H * p.P + h * p.P;
         const bool add = k > begin;
-        if (width == 16) forward_line<16>(p, out, line, at, y, add, {scratch});
-        else if (width == 32) forward_line<32>(p, out, line, at, y, add, {scratch});
-        else if (width == 64) forward_line<64>(p, out, line, at, y, add, {scratch});
-        else if (width == 128) forward_line<128>(p, out, line, at, y, add, {scratch});
-        else forward_line<0>(p, out, line, at, y, add, {scratch});
+        if (width == 16) forward_line<16>(p, out, line, at, y, add, room);
+        else if (width == 32) forward_line<32>(p, out, line, at, y, add, room);
+        else if (width == 64) forward_line<64>(p, out, line, at, y, add, room);
+        else if (width == 128) forward_line<128>(p, out, line, at, y, add, room);
+        else forward_line<0>(p, out, line, at, y, add, room);
     }
 }
 

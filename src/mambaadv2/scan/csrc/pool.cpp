@@ -26,7 +26,8 @@ struct Pool {
     std::atomic<int64_t> next{0};
 
     void take_jobs(int worker) {
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < jobs;) (*job)(i, worker);
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < jobs;)
+            (*job)(i, worker);
     }
 
     void serve(int worker, uint64_t seen) {

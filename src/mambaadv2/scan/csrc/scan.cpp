@@ -82,7 +82,8 @@ int64_t slots_of(const Problem &p) {
 }
 
 // Chunks whose states and prepared keys are kept at a time: as many as have states of half a
-// megabyte, for beyond the last ones all that is computed once more; for long sequences such that both levels grow like a root.
+// megabyte, since what is not kept is computed once more. For long sequences more, such that the
+// number of segments and the chunks of one both grow like the root of the length.
 int64_t segment_of(const Problem &p) {
     const int64_t chunks = (p.L + kChunk - 1) / kChunk, state = p.N * p.P * 4;
     int64_t segment = (1 << 19) / state;
