@@ -271,12 +271,15 @@ def test_one_gradient_of_the_end_alone_whatever_the_default_dtype() -> None:
 @needs_library
 @pytest.mark.parametrize("side, heads, directions", [(64, 4, 8), (32, 8, 4), (16, 16, 2)])
 def test_a_training_step_needs_little_memory(side: int, heads: int, directions: int) -> None:
-    """At most half of inputs, outputs and their gradients beside them, at the decoder's shapes."""
+    """At most half of inputs, outputs and their gradients beside them, at the decoder's shapes.
+
+    A second thread has scratch of its own: two hundredths more at one of them.
+    """
     size = Size(L=side**2, H=heads, P=32, N=32, S=8, K=directions)
     case = make_case(size, weighted=False)
     held = 2 * sum(part.nbytes for part in case.inputs) + 2 * case.inputs.x.nbytes
     arguments = (*case.inputs, case.order, None, None, None, None)
     problem, _held = native._problem(arguments)
-    for threads in (1, 2):
+    for threads, share in ((1, 0.5), (2, 0.52)):
         workspace = library.library().mambaadv2_workspace(problem, True, threads)
-        assert 0 < workspace <= 0.5 * held, f"{threads} threads: {workspace / held:.2f}"
+        assert 0 < workspace <= share * held, f"{threads} threads: {workspace / held:.3f}"

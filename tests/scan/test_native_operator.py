@@ -157,6 +157,7 @@ def test_second_derivatives_are_refused() -> None:
 
 
 @needs_library
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in make_dual
 def test_forward_mode_derivatives_are_refused() -> None:
     case = make_case(Size(L=8), weighted=False)
     with forward_ad.dual_level():

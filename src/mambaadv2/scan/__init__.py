@@ -75,7 +75,7 @@ def _triton_misfit(
 
 # As in native.py: torch.compile takes the answers at the time of tracing.
 for _constant in (_triton_why_not, _triton_misfit):
-    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    _constant._dynamo_marked_constant = True  # type: ignore[union-attr]
 
 
 # "auto" takes the first that may be taken, is there and fits. The GPU kernels only by name: they
