@@ -88,7 +88,7 @@ def record(shape: Shape, dtype: torch.dtype, mode: str | None) -> list[Launch]:
     given = (
         x, zeros(b, L, G, N), zeros(b, L, G, N), zeros(b, K, L, H), zeros(b, L, H),
         zeros(b, L, H), zeros(b, L, S), zeros(K, H, N), zeros(K, H, N), zeros(K, H),
-        zeros(K, L, dtype=torch.int32), zeros(b, K), state,
+        torch.arange(L, dtype=torch.int32).repeat(K, 1), zeros(b, K), state,
     )  # fmt: skip
     launches: list[Launch] = []
     kernels = {name: getattr(triton_ops, name) for name in KERNELS}
