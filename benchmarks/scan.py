@@ -296,6 +296,7 @@ def main(arguments: Sequence[str]) -> int:
             title=f"One forward pass, 128 channels, {args.threads[0]} thread",
             x_label="tokens, as a power of two",
             y_label="milliseconds, as a power of two",
+            legend="left",
         )
         (ROOT / "docs" / "scan-growth.svg").write_text(chart + "\n", encoding="utf-8")
     RESULTS.mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from mambaadv2.report.axes import HALO, Frame, document, frame, line, nice_ticks, text
 
@@ -22,12 +23,14 @@ def line_chart(
     x_label: str,
     y_label: str,
     size: tuple[int, int] = (720, 360),
+    legend: Literal["left", "right"] = "right",
 ) -> str:
     """Draw named lines through (x, y) points and return an <svg> element, also fit for a file.
 
     Points must be in drawing order; those that are not finite are left out. Lines of many points
     are thinned, keeping the extremes. The y axis starts at 0 when the values are close enough to
-    it. With no point at all the chart says so. size: (width, height) in pixels.
+    it. With no point at all the chart says so. size: (width, height) in pixels. legend: the upper
+    corner that the lines leave free.
     """
     lines = {
         name: _thinned([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
@@ -38,7 +41,8 @@ def line_chart(
     x_ticks = nice_ticks(min(xs), max(xs), 8)
     y_ticks = nice_ticks(0.0 if 0 <= min(ys) <= max(ys) / 2 else min(ys), max(ys), 5)
     empty = frame(size, x_ticks, y_ticks, (title, x_label, y_label))
-    parts = _lines(empty, lines, (empty.across.end - 12, empty.up.end + 14))
+    x = empty.across.end - 12 if legend == "right" else empty.across.start + 150
+    parts = _lines(empty, lines, (x, empty.up.end + 14))
     if not any(lines.values()):
         parts.append(text(size[0] / 2, size[1] / 2, "no data"))
     return document(size, title, (*empty.parts, *parts))
