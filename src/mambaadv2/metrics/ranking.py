@@ -15,7 +15,7 @@ of `BLOCK` defects, so that counting needs no memory of the size of the scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +57,11 @@ class RankingMetrics:
     precision_recall: Curve = field(repr=False)
     """(recall, precision) at the defects' scores, from the highest score on."""
 
+    @property
+    def iou_max(self) -> float:
+        """Best intersection over union, 0..1: TP / (TP + FP + FN), reached where F1 is best."""
+        return iou_of_f1(self.f1_max)
+
 
 def rank(
     defect: NDArray[np.floating], good: NDArray[np.floating], *, block: int = BLOCK
@@ -90,7 +95,14 @@ def ranking_metrics(
 
     Raises `UndefinedMetricError` if either is empty.
     """
-    n_defect, n_good = defect.size, good.size
+    return counted_metrics(rank(defect, good, block=block), defect.size, good.size)
+
+
+def counted_metrics(parts: Iterable[Ranking], n_defect: int, n_good: int) -> RankingMetrics:
+    """All metrics of counts that come in parts, from the highest thresholds on.
+
+    n_defect, n_good: of all. Raises `UndefinedMetricError` if either is 0.
+    """
     if not n_defect or not n_good:
         raise UndefinedMetricError(
             f"the metric needs defects and good ones; got {n_defect} defects and {n_good} "
@@ -100,12 +112,12 @@ def ranking_metrics(
     precision_sum, best, threshold = 0.0, -1.0, 0.0
     roc: list[tuple[float, float]] = []
     precision_recall: list[tuple[float, float]] = []
-    for part in rank(defect, good, block=block):
+    for part in parts:
         hits, alarms, above = part.true_positives, part.false_positives, part.false_positives_above
         before = np.concatenate(([found], hits[:-1]))
         gained = hits - before
         # Twice the good ones below plus those equal: integers, so only the division rounds.
-        twice_below += int(gained @ (2 * n_good - alarms - above))
+        twice_below += _product(gained, 2 * n_good - alarms - above)
         precision = hits / (hits + alarms)
         precision_sum += float(gained @ precision)
         f1 = 2 * hits / (hits + alarms + n_defect)
@@ -125,6 +137,21 @@ def ranking_metrics(
         roc=tuple(dict.fromkeys(((0.0, 0.0), *roc, (1.0, 1.0)))),
         precision_recall=tuple(precision_recall),
     )
+
+
+def iou_of_f1(f1: float) -> float:
+    """TP / (TP + FP + FN) from F1 = 2 TP / (2 TP + FP + FN), both 0..1; each rises with the other.
+
+    >>> iou_of_f1(1.0), iou_of_f1(0.5)
+    (1.0, 0.3333333333333333)
+    """
+    return f1 / (2 - f1)
+
+
+def _product(counts: NDArray[np.int64], others: NDArray[np.int64]) -> int:
+    """Their inner product, exact where it has more than 63 bits; both at least 0."""
+    low = others & (2**31 - 1)
+    return (int(counts @ (others >> 31)) << 31) + int(counts @ low)
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:

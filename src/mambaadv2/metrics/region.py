@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from mambaadv2.errors import UndefinedMetricError
 from mambaadv2.metrics.curve import Curve
-from mambaadv2.metrics.ranking import BLOCK, ranking_metrics
+from mambaadv2.metrics.ranking import BLOCK, iou_of_f1, ranking_metrics
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)
 
@@ -42,6 +42,11 @@ class PixelMetrics:
     roc: Curve = field(repr=False)
     """As in `RankingMetrics`, over all pixels as one list."""
     precision_recall: Curve = field(repr=False)
+
+    @property
+    def iou_max(self) -> float:
+        """mIoU-max before its mean over classes, 0..1: the best IoU of the defect pixels."""
+        return iou_of_f1(self.f1_max)
 
 
 class PixelPool:
@@ -72,7 +77,7 @@ class PixelPool:
 
         Raises `ValueError` for wrong shapes and dtypes and for a map that is not finite.
         """
-        _check(self._added, mask, scores)
+        check_image(self._added, mask, scores)
         if scores.dtype != self._scores.dtype:
             raise ValueError(
                 f"maps must be {self._scores.dtype}; maps[{self._added}] is {scores.dtype}"
@@ -195,7 +200,7 @@ def pooled(masks: Sequence[NDArray[np.bool_]], maps: Sequence[NDArray[np.floatin
     if len(masks) != len(maps):
         raise ValueError(f"one mask per map; got {len(masks)} masks and {len(maps)} maps")
     for at, (mask, scores) in enumerate(zip(masks, maps, strict=True)):
-        _check(at, mask, scores)
+        check_image(at, mask, scores)
     marked = sum(mask.size for mask in masks if mask.any())
     dtype = np.result_type(np.float32, *{scores.dtype for scores in maps})
     pool = PixelPool(sum(mask.size for mask in masks), marked, dtype)
@@ -204,7 +209,8 @@ def pooled(masks: Sequence[NDArray[np.bool_]], maps: Sequence[NDArray[np.floatin
     return pool
 
 
-def _check(at: int, mask: NDArray[np.bool_], scores: NDArray[np.floating]) -> None:
+def check_image(at: int, mask: NDArray[np.bool_], scores: NDArray[np.floating]) -> None:
+    """Raise `ValueError` unless mask and map fit together; `at` is the image's number."""
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise ValueError(
             f"masks must be boolean (H, W); masks[{at}] is {mask.dtype} of shape {mask.shape}: "
