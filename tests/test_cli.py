@@ -22,12 +22,21 @@ SURFACE = {
     "": ["--help", "--version", "-h", "COMMAND"],
     "train": [
         *["--batch-size", "--device", "--encoder", "--epochs", "--help", "--image-size"],
-        *["--limit-classes", "--minutes", "--on-error", "--out", "--precision", "--preset"],
+        *[
+            "--layout",
+            "--limit-classes",
+            "--minutes",
+            "--on-error",
+            "--out",
+            "--precision",
+            "--preset",
+        ],
         *["--resume", "--seed", "--weights", "-h", "DATA"],
     ],
-    "check": ["--help", "--json", "--sheets", "-h", "DATA"],
+    "check": ["--help", "--json", "--layout", "--sheets", "-h", "DATA"],
     "evaluate": [
-        *["--device", "--help", "--json", "--on-error", "--report", "-h", "DATA", "RUN"],
+        *["--device", "--help", "--json", "--layout", "--on-error", "--report", "-h", "DATA"],
+        "RUN",
     ],
     "predict": [
         *["--batch-size", "--device", "--help", "--out", "--raw", "--resume", "-h", "INPUT", "RUN"],
@@ -120,7 +129,7 @@ def test_train_passes_its_flags_by_name(
     install("mambaadv2.train", train=train)
     flags = "--encoder resnet18 --weights w.pth --minutes 2.5 --batch-size 4 --image-size 64"
     flags += " --preset r34 --seed 7 --device cpu --precision bfloat16 --limit-classes a,b"
-    flags += " --on-error skip --resume"
+    flags += " --on-error skip --resume --layout visa"
     assert cli.main(["train", "data", "--out", "runs/a", *flags.split()]) == 0
     assert train.args == ()
     assert train.kwargs == {
@@ -138,6 +147,7 @@ def test_train_passes_its_flags_by_name(
         "precision": "bfloat16",
         "limit_classes": ("a", "b"),
         "on_error": "skip",
+        "layout": "visa",
         "resume": True,
     }
     assert "runs/a" in capsys.readouterr().out
@@ -181,13 +191,14 @@ def test_the_functions_behind_take_what_is_passed(
 def test_evaluate_prints_the_table(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate = Recorder(SimpleNamespace(table=lambda: "the table"))
     install("mambaadv2.evaluate", evaluate=evaluate)
-    flags = "--json m.json --report r.html --on-error skip --device cpu"
+    flags = "--json m.json --report r.html --on-error skip --device cpu --layout visa"
     assert cli.main(["evaluate", "run", "data", *flags.split()]) == 0
     assert evaluate.args == (Path("run"), Path("data"))
     assert evaluate.kwargs == {
         "json_path": Path("m.json"),
         "report": Path("r.html"),
         "on_error": "skip",
+        "layout": "visa",
         "device": "cpu",
     }
     assert capsys.readouterr().out == "the table\n"
@@ -215,10 +226,11 @@ def test_check_prints_its_report(
     install("mambaadv2.data.check", check_data=check)
     install("mambaadv2.data.sheet", write_sheets=sheets)
     assert cli.main(["check", "parts", *flag.split()]) == code
-    assert (check.args, check.kwargs) == ((Path("parts"),), {})
+    assert (check.args, check.kwargs) == ((Path("parts"),), {"layout": None})
     assert not sheets.args
     assert capsys.readouterr().out == ("json\n" if flag else "text\n")
-    assert cli.main(["check", "parts", "--sheets", "d"]) == code
+    assert cli.main(["check", "parts", "--sheets", "d", "--layout", "mvtec"]) == code
+    assert check.kwargs == {"layout": "mvtec"}
     assert sheets.args == (report, Path("d"))
 
 

@@ -316,14 +316,15 @@ def test_progress_is_one_line_where_there_is_no_terminal(
 ) -> None:
     data.add("tile", "good")
     evaluate(PaintedPredictor(), data.root)
-    assert capfd.readouterr() == ("", ""), "no map is held without a defect"
+    layout = "data: layout mvtec (train/good/ or test/good/ in tile)\n"
+    assert capfd.readouterr() == ("", layout), "no map is held without a defect"
     data.add("tile", "dent")
     data.add("nut", "dent", count=1)
     evaluate(PaintedPredictor(), data.root)
     said = capfd.readouterr()
     # Six images of 12 x 10 pixels, 4 bytes for each, and 4 more in the three with a defect.
     need = "memory: up to 0.0 MB for the maps of the largest class, tile (6 images)\n"
-    assert (said.out, said.err) == ("", need)
+    assert (said.out, said.err) == ("", layout + need)
     evaluate(PaintedPredictor(), data.root, progress=False)
     assert capfd.readouterr() == ("", "")
 
@@ -372,7 +373,7 @@ for count in map(int, counts):
     records = tuple(
         Record(path=image, class_name="tile", split="test", defect=n % 2 == 0,
                defect_type="dent" if n % 2 == 0 else "good",
-               mask=(mask if n % 4 == 0 else folder / "half.png") if n % 2 == 0 else None)
+               masks=(mask if n % 4 == 0 else folder / "half.png",) if n % 2 == 0 else ())
         for n in range(count))
     with mock.patch.object(module, "usable_records", lambda *a, **k: Selection(records, ())):
         found = module.evaluate(Noise(), folder, progress=False)
@@ -562,7 +563,7 @@ def test_a_run_folder_that_cannot_be_written_to_is_no_error(
     monkeypatch.setattr("mambaadv2.provenance.write_atomically", read_only)
     evaluate(run, data.root)
     said = capfd.readouterr().err
-    assert said.count("\n") == 1
+    assert said.count("\n") == 2  # the layout, and this
     assert str(run) in said
     assert not (run / "evaluation.json").exists()
 

@@ -79,7 +79,7 @@ def test_splits(tmp_path: Path) -> None:
     both = mvtec_records(nut)
     assert mvtec_records(nut, split="train") == both[:2]
     assert mvtec_records(nut, split="test") == both[2:]
-    with pytest.raises(DataError, match=r'expected "train", "test" or None'):
+    with pytest.raises(DataError, match=r'expected "train", "validation", "test" or None'):
         mvtec_records(nut, split="valid")  # type: ignore[arg-type]
 
 

@@ -27,8 +27,11 @@ ARROWS: dict[str, set[str]] = {
     "heat": set(),
     "image": {"container", "decode", "heat"},
     "data.record": set(),
-    "data.manifest": {"data.record"},
-    "data.index": {"data.manifest", "data.record"},
+    "data.parquet": set(),
+    "data.manifest": {"data.parquet", "data.record"},
+    # The image door for one data set alone, whose labels are its masks; imported when it is listed.
+    "data.layouts": {"data.manifest", "data.record", "image"},
+    "data.index": {"data.layouts", "data.record"},
     "memory": set(),
     "readers": {"image"},
     "data": {"data.index", "data.record", "image", "memory", "readers"},
@@ -124,7 +127,9 @@ def imported_modules(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def layer(module: str) -> str:
-    return module if module in ARROWS else module.split(".", maxsplit=1)[0]
+    while module not in ARROWS and "." in module:
+        module = module.rpartition(".")[0]
+    return module
 
 
 def name_of(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,8 @@ def test_a_csv_and_the_same_as_json_lines(folder: Path) -> None:
         make_record(folder / "b.png", "nut", "test", GOOD),
     )
     assert found.classes == {"nut": folder / "parts.csv"}
-    rows = [dict(zip(COLUMNS, line.split(","), strict=True)) for line in GOOD_CSV.split()[1:]]
+    columns = HEADER.strip().split(",")
+    rows = [dict(zip(columns, line.split(","), strict=True)) for line in GOOD_CSV.split()[1:]]
     rows[0]["mask"] = None  # type: ignore[assignment]
     del rows[1]["mask"]
     text = "\n".join(json.dumps(row) for row in rows)
@@ -189,7 +191,7 @@ def test_a_header_alone_is_an_error_and_a_folder_may_be_named_like_a_manifest(
 ) -> None:
     with pytest.raises(DataError, match="expected a line per image, found none"):
         listed(folder, HEADER)
-    with pytest.raises(DataError, match=r"or a manifest \(\.csv or \.jsonl\), found a file"):
+    with pytest.raises(DataError, match=r"list of images .*, found an empty file"):
         list_records(folder / "a.png")
     with pytest.raises(DataError, match="found nothing of that name"):
         list_records(folder / "gone.csv")
@@ -289,3 +291,101 @@ def test_a_folder_and_its_manifest_list_the_same(tmp_path: Path) -> None:
     write_manifest(records, tmp_path / "parts.csv")
     assert list_records(tmp_path / "parts.csv").records == records
     assert "nut/ground_truth/cut/0_mask.png" in (tmp_path / "parts.csv").read_text()
+
+
+def test_validation_samples_and_several_masks(folder: Path) -> None:
+    lines = [
+        {"path": "a.png", "class": "nut", "split": "train", "label": "good", "sample": "1"},
+        {"path": "b.png", "class": "nut", "split": "validation", "label": "good", "view": "C1"},
+        {"path": "c.png", "class": "nut", "split": "validation", "label": "cut", "mask": "m.png"},
+        {
+            **{"path": "d.png", "class": "nut", "split": "test", "label": "cut"},
+            "mask": ["m.png", "c.png"],
+        },
+    ]
+    text = "\n".join(json.dumps(line) for line in lines)
+    found = listed(folder, text, ".jsonl")
+    assert found.problems == ()
+    assert [(r.split, r.path.name, len(r.masks)) for r in found.records] == [
+        ("train", "a.png", 0),
+        ("validation", "c.png", 1),
+        ("validation", "b.png", 0),
+        ("test", "d.png", 2),
+    ]
+    assert (found.records[0].sample, found.records[2].view) == ("1", "C1")
+    # Written and read again; a line of CSV has one mask.
+    write_manifest(found.records, folder / "again.jsonl")
+    assert list_records(folder / "again.jsonl").records == found.records
+    with pytest.raises(DataError, match=r"d\.png has 2 masks, a line of CSV holds one; write a"):
+        write_manifest(found.records, folder / "again.csv")
+    write_manifest(found.records[:3], folder / "again.csv")
+    assert list_records(folder / "again.csv").records == found.records[:3]
+    # What is good for validation may be trained on when asked; defects never.
+    merged = list_records(folder / "again.jsonl", split="train", validation="train")
+    assert [r.path.name for r in merged.records] == ["a.png", "b.png"]
+    assert merged.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (["m.png", ""], "mask: expected a file's name for every mask, found ['m.png', '']"),
+        (["m.png", 3], "mask: expected a text, found 3"),
+        (["m.png", "x.png"], "mask: expected an image file, found nothing of that name"),
+        ({"a": 1}, "mask: expected a text, found {'a': 1}"),
+    ],
+)
+def test_a_wrong_list_of_masks_is_named(folder: Path, mask: object, message: str) -> None:
+    line = {"path": "a.png", "class": "nut", "split": "test", "label": "cut", "mask": mask}
+    found = messages(listed(folder, json.dumps(line), ".jsonl"))
+    assert found[1:] or message in found[0]
+    assert any(message in text for text in found)
+
+
+def test_a_mask_on_another_colour_cannot_be_written(folder: Path) -> None:
+    record = Record(
+        path=folder / "a.png",
+        class_name="nut",
+        split="test",
+        defect=True,
+        defect_type="cut",
+        masks=(folder / "m.png",),
+        mask_background="#ffffff",
+    )
+    with pytest.raises(DataError, match=r"a\.png: its mask has a background that is not black"):
+        write_manifest([record], folder / "parts.csv")
+
+
+def test_a_parquet_file_is_the_same_manifest(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra mambaadv2[parquet]")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = HEADER.strip().split(",")
+    rows = [line.split(",") for line in GOOD_CSV.split()[1:]]
+    table = {name: [row[i] for row in rows] for i, name in enumerate(columns)}
+    path = folder / "parts.parquet"
+    parquet.write_table(pyarrow.table(table), path)
+    found = list_records(path)
+    assert (found.layout, found.problems) == ("parquet", ())
+    assert found.records == listed(folder, GOOD_CSV).records
+    # A list of masks, a missing one, and what is wrong with its row.
+    table = {name: [*values, value] for (name, values), value in zip(
+        table.items(), ["d.png", "nut", "test", "cut", "x.png"], strict=True
+    )}  # fmt: skip
+    masks = [[mask] if mask else None for mask in table["mask"]]
+    parquet.write_table(pyarrow.table(table | {"mask": masks}), path)
+    (problem,) = list_records(path).problems
+    assert problem.message.startswith(f"{path}:4: mask: expected an image file, found nothing of")
+    parquet.write_table(pyarrow.table({"path": ["a.png"], "note": [1]}), path)
+    assert any("found 'note'; remove that column" in p.message for p in list_records(path).problems)
+    path.write_bytes(b"no Parquet")
+    with pytest.raises(DataError, match=r"parts\.parquet: cannot be read as Parquet"):
+        list_records(path)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (folder / "parts.parquet").touch()
+    with pytest.raises(DataError, match=r"needs pyarrow.*pip install 'mambaadv2\[parquet\]'"):
+        list_records(folder / "parts.parquet")

@@ -144,7 +144,7 @@ def _train(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from mambaadv2.data.check import check_data
 
-    report = check_data(args.data)
+    report = check_data(args.data, layout=args.layout)
     print(report.to_json() if args.json else report.text())
     if args.sheets is not None:
         from mambaadv2.data.sheet import write_sheets
@@ -162,6 +162,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         json_path=args.json,
         report=args.report,
         on_error=args.on_error,
+        layout=args.layout,
         device=args.device,
     )
     print(found.table())
@@ -268,7 +269,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "data",
         type=Path,
         metavar="DATA",
-        help="data set in the MVTec AD layout, one class of it, or a manifest (.csv, .jsonl)",
+        help="data set, one class of it, or a manifest (.csv, .jsonl)",
+    )
+    parser.add_argument(
+        "--layout", metavar="NAME", help="how the data set is laid out (default: recognised)"
     )
 
 

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mambaadv2.data.record import Record
-from mambaadv2.data.verify import usable_records
+from mambaadv2.data.verify import read_masks, usable_records
 from mambaadv2.errors import ConfigError, UndefinedMetricError
 from mambaadv2.files import write_atomically, writing_to
-from mambaadv2.image import read_header, read_mask
+from mambaadv2.image import read_header
 from mambaadv2.memory import free_memory
 from mambaadv2.metrics import PixelPool, image_metrics, pooled
 from mambaadv2.predict import ImageModel, Prediction, load, predict_paths
@@ -49,6 +49,7 @@ def evaluate(
     json_path: Path | str | None = None,
     report: Path | str | None = None,
     on_error: Literal["stop", "skip"] = "stop",
+    layout: str | None = None,
     device: str = "auto",
     title: str | None = None,
     command: str | None = None,
@@ -65,6 +66,7 @@ def evaluate(
     written at once when all is done; their folders are made where missing.
     on_error: "stop" lists all files that cannot be used and does nothing else; "skip" goes on
     without them and says how many and which.
+    layout: of the data set, as in `list_records`; None recognises it.
     device: of a run folder: "auto" (a GPU where there is one), "cpu" or "cuda".
     title, command: what the report says instead of the run's name and this call.
     progress: say the memory needed and show a bar on stderr when that is a terminal.
@@ -95,10 +97,11 @@ def evaluate(
         title=title,
         command=command,
         time=datetime.now(UTC),
+        layout=layout,
     )
     model = load(run, device=device) if isinstance(run, str | os.PathLike) else run
     chosen = usable_records(
-        data, split="test", classes=classes, on_error=on_error, progress=progress
+        data, split="test", classes=classes, on_error=on_error, layout=layout, progress=progress
     )
     results = _results(call, model, chosen.records, progress)
     evaluation = Evaluation(
@@ -192,7 +195,7 @@ class _Size:
     @classmethod
     def of(cls, records: Sequence[Record]) -> _Size:
         defects = [record for record in records if record.defect]
-        if not defects or any(record.mask is None for record in defects):
+        if not defects or any(not record.masks for record in defects):
             return cls(len(records), 0, 0)
         pixels = marked = 0
         for record in records:
@@ -236,9 +239,9 @@ def _class_result(
     for record, (path, rgb, prediction, _) in zip(records, found, strict=True):
         assert path == record.path, (path, record.path)
         mask = None
-        if record.mask is not None and (pool is not None or picker is not None):
-            mask = read_mask(record.mask)
-            empty += pool is not None and not mask.any()
+        if record.masks and (pool is not None or picker is not None):
+            mask = read_masks(record)
+            empty += pool is not None and mask is not None and not mask.any()
         images.append(_image_result(record, prediction, call.data))
         if pool is not None:
             good = np.zeros(rgb.shape[:2], dtype=np.bool_)
@@ -273,7 +276,7 @@ def _image_result(record: Record, prediction: Prediction, data: Path) -> ImageRe
 
 def _notes(model: ImageModel, records: Sequence[Record]) -> list[str]:
     """What the records and the model alone tell about a class."""
-    unmasked = {record.defect_type for record in records if record.defect and record.mask is None}
+    unmasked = {record.defect_type for record in records if record.defect and not record.masks}
     notes = []
     if unmasked:
         notes.append(f"no masks for {', '.join(sorted(unmasked))}: pixel metrics undefined")

@@ -36,6 +36,7 @@ class Call:
     title: str | None
     command: str | None
     time: datetime
+    layout: str | None = None
 
     def named(self) -> str:
         """The report's title: the one asked for, else the run's name."""
@@ -50,6 +51,7 @@ class Call:
         if self.folder is None or self.classes is not None:
             run = "model" if self.folder is None else repr(str(self.folder))
             chosen = "" if self.classes is None else f", classes={list(self.classes)!r}"
+            chosen += "" if self.layout is None else f", layout={self.layout!r}"
             return (
                 f"mambaadv2.evaluate({run}, {str(self.data)!r}{chosen}, "
                 f"on_error={self.on_error!r}, device={self.device!r})"
@@ -57,6 +59,7 @@ class Call:
         words = ["mambaadv2", "evaluate", str(self.folder), str(self.data)]
         for flag, path in (("--json", self.json_path), ("--report", self.report)):
             words += [] if path is None else [flag, str(path)]
+        words += [] if self.layout is None else ["--layout", self.layout]
         words += [] if self.on_error == "stop" else ["--on-error", self.on_error]
         words += [] if self.device == "auto" else ["--device", self.device]
         return shlex.join(words)
@@ -70,10 +73,10 @@ def data_sha256(records: Sequence[Record]) -> str:
     total = hashlib.sha256()
     for record in records:
         names = (record.class_name, record.defect_type, record.path.name)
-        total.update(os.fsencode("\0".join((*names, "mask" if record.mask else ""))) + b"\0")
-        for path in (record.path, record.mask):
-            if path is not None:
-                total.update(file_sha256(path))
+        masks = "mask" * len(record.masks)
+        total.update(os.fsencode("\0".join((*names, masks))) + b"\0")
+        for path in (record.path, *record.masks):
+            total.update(file_sha256(path))
     return total.hexdigest()
 
 

@@ -87,29 +87,28 @@ def train(
     precision: Literal["float32", "bfloat16"] = "float32",
     limit_classes: Sequence[str] | None = None,
     on_error: OnError = "stop",
+    layout: str | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Path:
     """Train one model on all classes of a data set and write a run folder; returns its path.
 
-    data: root in MVTec AD's layout, or a manifest (.csv, .jsonl). out: folder to write. preset:
-    "lite" or "r34". encoder, weights: another timm encoder, its weights from a file. epochs or
-    minutes: length of the run; by default the preset's. image_size: side of the square input in
-    pixels, a multiple of 32. limit_classes: learn only these. batch_size: images per step; the
-    learning rate follows it. seed: of start values, order and held-out images. device: "auto" is a
-    GPU where there is one. precision: of the decoder's arithmetic while it trains. on_error: "stop"
-    at files that cannot be used, with the complete list, or "skip" them. resume: go on with the run
-    in `out` that was interrupted or killed; begin where there is none, leave a finished one as it
-    is. progress: bars and messages on stderr. On a CPU the same seed and number of threads give the
-    same bits, interrupted or not, unless `minutes` sets the length.
+    data: a data set or manifest, as in `list_records`; layout: its name, None recognises it. out:
+    folder to write. preset: "lite" or "r34". encoder, weights: another timm encoder, its weights
+    from a file. epochs or minutes: length of the run; by default the preset's. image_size: side of
+    the input in pixels, a multiple of 32. limit_classes: learn only these. batch_size: images per
+    step; the learning rate follows it. seed: of every random choice. device: "auto" is a GPU where
+    there is one. precision: of the decoder's arithmetic while it trains. on_error: "stop" at files
+    that cannot be used, listing all, or "skip" them. resume: go on with the interrupted run in
+    `out`; begin where there is none, leave a finished one. progress: bars and messages on stderr.
+    On a CPU, seed and number of threads fix the bits of the result unless `minutes` is its length.
 
     Before any work: `DataError` for a wrong root, `BadFilesError` for files that cannot be used,
     `WeightsError` for weights that cannot be had, `ConfigError` for a value out of range, a disk
     without room or an unfinished run in `out`, `CheckpointError` for a run to resume that was begun
     otherwise, `RunBusyError` where another process writes to `out`. Then `TrainingError` when the
     loss stops being finite, `TrainingInterruptedError` after SIGINT or SIGTERM, with all saved. A
-    model that was in `out` is removed when the work begins: what lies there after an error is never
-    an older run's.
+    model in `out` is removed when the work begins: after an error none of an older run is there.
 
     >>> from mambaadv2 import train  # doctest: +SKIP
     >>> run = train("parts", "runs/parts", minutes=10)  # doctest: +SKIP
@@ -138,6 +137,7 @@ def train(
         weights=weights,
         classes=limit_classes,
         on_error=on_error,
+        layout=layout,
         resume=resume,
         progress=progress,
     )
@@ -152,6 +152,7 @@ def train_model(
     weights: str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
     on_error: OnError = "stop",
+    layout: str | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -171,7 +172,12 @@ def train_model(
                 print(f"{folder}: finished already", file=sys.stderr)
             return folder
         selection = usable_records(
-            data, split="train", classes=classes, on_error=on_error, progress=progress
+            data,
+            split="train",
+            classes=classes,
+            on_error=on_error,
+            layout=layout,
+            progress=progress,
         )
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),

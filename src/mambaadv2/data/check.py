@@ -69,7 +69,9 @@ class DataReport:
 
     def text(self) -> str:
         """Return a table, then the findings, each with at most five of its lines."""
-        lines = _table(self.parts)
+        listing = self.listing
+        lines = _wrapped(f"layout: {listing.layout} ({printable(listing.reason)})")
+        lines += ["", *_table(self.parts)]
         counts = self.counts()
         summary = ", ".join(counted(counts[name], name) for name in _SEVERITIES)
         lines += ["", summary if self.findings else "Nothing to complain about."]
@@ -86,6 +88,7 @@ class DataReport:
         """Return everything as JSON text, in a fixed order."""
         content = {
             "data": str(self.data),
+            "layout": {"name": self.listing.layout, "reason": self.listing.reason},
             **self.counts(),
             "parts": [_part_json(part) for part in self.parts],
             "findings": [
@@ -109,11 +112,13 @@ def check_data(
     data: str | os.PathLike[str],
     *,
     classes: Sequence[str] | None = None,
+    layout: str | None = None,
     progress: bool = True,
 ) -> DataReport:
     """Look at every file of a data set, without any model.
 
-    data, classes: as in `list_records`. progress: show a bar on stderr when that is a terminal.
+    data, classes, layout: as in `list_records`. progress: show a bar on stderr when
+    that is a terminal.
 
     Every image and mask is read once, in threads; about 5 kB of each image are kept.
 
@@ -124,7 +129,7 @@ def check_data(
     >>> print(report.text())  # doctest: +SKIP
     """
     data = Path(data)
-    listing = list_records(data, classes=classes)
+    listing = list_records(data, classes=classes, layout=layout)
     problems = [(_class_of(problem, listing), problem) for problem in listing.problems]
     facts: list[Facts] = []
     unusable: Counter[tuple[str, str, str]] = Counter()
@@ -135,7 +140,7 @@ def check_data(
             unusable[_part_of(record)] += 1
         else:
             facts.append(answer)
-    findings = [*_unusable(problems), *_ignored(listing, data)]
+    findings = [*_unusable(problems), *_ignored(listing, data), *_left_out(listing)]
     findings += exact_copies(facts, lambda path: _shown(path, data))
     for name in listing.classes:
         findings += _of_class(name, [f for f in facts if f.record.class_name == name], data)
@@ -189,11 +194,24 @@ def _ignored(listing: Listing, data: Path) -> Iterator[Finding]:
             severity="note",
             kind="ignored",
             class_name=None,
-            message=f"{counted(len(listing.ignored), 'folder')} not looked into: no train/ or "
-            "test/ in it, or among images",
+            message=f"{counted(len(listing.ignored), 'folder')} not looked into: no part of this "
+            "layout, or among images",
             advice="Move images that belong to a class to where the layout expects them.",
             files=listing.ignored,
             lines=tuple(_shown(path, data) for path in listing.ignored),
+        )
+
+
+def _left_out(listing: Listing) -> Iterator[Finding]:
+    if listing.notes:
+        yield Finding(
+            severity="note",
+            kind="left_out",
+            class_name=None,
+            message="images that the layout leaves out, or divides by a rule",
+            advice="Nothing to do, unless they are wanted: a manifest takes any images.",
+            files=(),
+            lines=listing.notes,
         )
 
 
@@ -227,7 +245,7 @@ def _parts(
             label=key[2],
             images=len(listed),
             unusable=unusable.get(key, 0),
-            masks=sum(record.mask is not None for record in listed),
+            masks=sum(bool(record.masks) for record in listed),
             sizes=_common(f"{each.header.width} x {each.header.height}" for each in usable),
             formats=_common(each.header.format for each in usable),
             bits=_common(str(each.header.bits) for each in usable),

@@ -35,7 +35,7 @@ class Facts:
     """(1024,) for `near_groups`."""
     mask_share: float | None
     """Part of the pixels that the mask marks, 0 to 1; None without a mask."""
-    mask_format: str | None
+    mask_formats: frozenset[str]
 
 
 def examine(record: Record) -> Facts | Problem:
@@ -46,7 +46,7 @@ def examine(record: Record) -> Facts | Problem:
     image, mask = answer
     try:
         header = read_header(record.path)
-        mask_format = read_header(record.mask).format if record.mask else None
+        formats = {read_header(mask).format for mask in record.masks}
         with record.path.open("rb") as file:
             file_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except (ImageError, OSError) as error:
@@ -66,5 +66,5 @@ def examine(record: Record) -> Facts | Problem:
         brightest=int(image.max()),
         cells=cells(grey),
         mask_share=None if mask is None else float(mask.mean()),
-        mask_format=mask_format,
+        mask_formats=frozenset(formats),
     )

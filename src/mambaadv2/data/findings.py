@@ -172,7 +172,7 @@ def _masks(facts: ClassFacts) -> Iterator[Finding]:
             f"{counted(len(empty), 'defect image')} with a mask that marks nothing: defect to the "
             "image metrics, good to the pixel metrics",
             "Draw the defect, or move the image to test/good and remove the mask.",
-            (each.record.mask for each in empty if each.record.mask),
+            (mask for each in empty for mask in each.record.masks),
         )
     full = [each for each in masked if (each.mask_share or 0) > FULL_MASK]
     if full:
@@ -182,9 +182,9 @@ def _masks(facts: ClassFacts) -> Iterator[Finding]:
             f"{counted(len(full), 'mask')} marking more than {FULL_MASK:.0%} of the image: every "
             "pixel above 0 counts as defect",
             "Look whether black and white are swapped, or the background is not quite black.",
-            (each.record.mask for each in full if each.record.mask),
+            (mask for each in full for mask in each.record.masks),
         )
-    lossy = [each for each in masked if each.mask_format == "JPEG"]
+    lossy = [each for each in masked if "JPEG" in each.mask_formats]
     if lossy:
         yield facts.finding(
             "warning",
@@ -192,7 +192,7 @@ def _masks(facts: ClassFacts) -> Iterator[Finding]:
             f"{counted(len(lossy), 'mask')} in JPEG: compression leaves traces around what was "
             "drawn, and every pixel above 0 counts as defect",
             "Save the masks as PNG, from the drawing and not from the JPEG.",
-            (each.record.mask for each in lossy if each.record.mask),
+            (mask for each in lossy for mask in each.record.masks),
         )
 
 

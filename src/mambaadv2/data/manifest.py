@@ -1,11 +1,13 @@
-"""A manifest: a data set as a list in one file, CSV or JSON lines, one image per line.
+"""A manifest: a data set as a list in one file, CSV, JSON lines or Parquet, one image per line.
 
     path,class,split,label,mask
     cam1/000.png,screw,train,good,
     cam1/417.png,screw,test,scratch,masks/417.png
 
-JSON lines have an object per line with the same keys. Paths are relative to the manifest's folder,
-or absolute. `mask` may be left out. Text is UTF-8, with or without a byte order mark.
+JSON lines have an object per line with the same keys, a Parquet file columns of text. Paths are
+relative to the manifest's folder, or absolute. `mask`, `sample` and `view` may be left out; in JSON
+lines and Parquet a mask may be a list of files, whose union it is. Text is UTF-8, with or without a
+byte order mark.
 """
 
 from __future__ import annotations
@@ -14,21 +16,32 @@ import csv
 import io
 import json
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from mambaadv2.data.record import GOOD, Listing, Record, Split, chosen_classes, make_record
+from mambaadv2.data.parquet import parquet_rows
+from mambaadv2.data.record import (
+    GOOD,
+    SPLITS,
+    Ask,
+    Listing,
+    Record,
+    Split,
+    chosen_classes,
+    not_a_file,
+    record_order,
+)
 from mambaadv2.errors import DataError, Problem
 from mambaadv2.files import write_atomically
 
-MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
+MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
 """File name endings taken for manifests, in lower case; any case matches."""
 
 REQUIRED = ("path", "class", "split", "label")
-COLUMNS = (*REQUIRED, "mask")
+OPTIONAL = ("mask", "sample", "view")
+COLUMNS = (*REQUIRED, *OPTIONAL)
 
 Line = tuple[int, Mapping[str, object] | str]
 """(number from 1, fields by name), or what is wrong with the line."""
@@ -50,10 +63,8 @@ class _Draft:
         self.problems.append((line, problem))
 
 
-def manifest_listing(
-    path: Path, *, split: Split | None = None, classes: Sequence[str] | None = None
-) -> Listing:
-    """List a manifest (see the top of this file); the arguments are those of `list_records`.
+def manifest_listing(path: Path, ask: Ask) -> Listing:
+    """List a manifest (see the top of this file).
 
     Every line is checked, and each problem names the file and the line: columns or keys that are
     unknown, missing or given twice, a field that is empty or no text, an unknown split, a training
@@ -64,29 +75,34 @@ def manifest_listing(
     Raises `DataError` for an unknown class, and for a file that is empty, cannot be read, or is
     not UTF-8 text.
     """
-    text = _text(path)
     draft = _Draft(path)
-    read = _csv_lines if path.suffix.lower() == ".csv" else _json_lines
-    chosen = (split, None if classes is None else set(classes))
-    for line, fields in read(text, draft):
+    for line, fields in _lines(path, draft):
         if isinstance(fields, str):
             draft.fail(line, fields)
         else:
-            _add_line(draft, line, fields, *chosen)
+            _add_line(draft, line, fields, ask)
     if not draft.classes and not draft.problems:
         raise DataError(f"{path}: expected a line per image, found none")
-    names = chosen_classes(path, draft.classes, classes) if draft.classes else []
+    names = chosen_classes(path, draft.classes, ask.classes) if draft.classes else []
     _demand_masks(draft)
     for name in names:
-        wanted = "test" if split == "test" else "train"
+        wanted = ask.split or "train"
         if wanted not in draft.classes[name]:
             message = f"{path}: expected lines with split {wanted!r} for class {name!r}, found none"
             draft.problems.append((0, Problem(path, message)))
-    records = sorted((record for _, record in draft.records), key=_order)
+    records = sorted((record for _, record in draft.records), key=record_order)
     problems = sorted(draft.problems, key=lambda item: item[0])
     return Listing(
         tuple(records), tuple(problem for _, problem in problems), dict.fromkeys(names, path)
     )
+
+
+def _lines(path: Path, draft: _Draft) -> Iterator[Line]:
+    if path.suffix.lower() == ".parquet":
+        return _parquet_lines(path, draft)
+    if path.suffix.lower() == ".csv":
+        return _csv_lines(_text(path), draft)
+    return _json_lines(_text(path))
 
 
 def write_manifest(records: Sequence[Record], path: str | os.PathLike[str]) -> None:
@@ -94,14 +110,26 @@ def write_manifest(records: Sequence[Record], path: str | os.PathLike[str]) -> N
 
     Files inside the manifest's folder are given relative to it, all others absolute.
 
-    Raises `DataError` for another file name, or a name of a file that is no text.
+    Raises `DataError` for another file name, a name of a file that is no text, and for what the
+    form cannot say: several masks of an image in CSV, masks whose background is not black.
     """
     path = Path(path)
     rows = [_row(record, path.parent) for record in records]
     if path.suffix.lower() == ".csv":
         buffer = io.StringIO(newline="")
+        for record in records:
+            if len(record.masks) > 1:
+                raise DataError(
+                    f"{path}: {record.path} has {len(record.masks)} masks, a line of CSV holds "
+                    "one; write a .jsonl instead"
+                )
+        columns = [
+            *REQUIRED,
+            "mask",
+            *(name for name in OPTIONAL[1:] if any(name in r for r in rows)),
+        ]
         # Ends lines with CRLF, as RFC 4180 has it: else a bare CR in a name would not be quoted.
-        writer = csv.DictWriter(buffer, COLUMNS)
+        writer = csv.DictWriter(buffer, columns)
         writer.writeheader()
         writer.writerows(rows)
         text = buffer.getvalue()
@@ -116,22 +144,26 @@ def write_manifest(records: Sequence[Record], path: str | os.PathLike[str]) -> N
         raise DataError(f"{path}: a file's name is no text: {name!r}") from error
 
 
-def _row(record: Record, folder: Path) -> dict[str, str]:
+def _row(record: Record, folder: Path) -> dict[str, str | list[str]]:
     def shown(file: Path) -> str:
         whole, base = Path(os.path.abspath(file)), Path(os.path.abspath(folder))
         return str(whole.relative_to(base) if whole.is_relative_to(base) else whole)
 
-    row = {
+    if record.mask_background is not None:
+        raise DataError(
+            f"{record.path}: its mask has a background that is not black, which a manifest cannot "
+            "say; save the mask with a black background"
+        )
+    masks = [shown(mask) for mask in record.masks]
+    row: dict[str, str | list[str]] = {
         "path": shown(record.path),
         "class": record.class_name,
         "split": record.split,
         "label": record.defect_type,
+        "mask": masks if len(masks) > 1 else "".join(masks),
     }
-    return row | {"mask": shown(record.mask) if record.mask else ""}
-
-
-def _order(record: Record) -> tuple[str, bool, str, Path]:
-    return (record.class_name, record.split != "train", record.defect_type, record.path)
+    optional = {"sample": record.sample, "view": record.view}
+    return row | {name: value for name, value in optional.items() if value is not None}
 
 
 def _text(path: Path) -> str:
@@ -196,8 +228,13 @@ def _header_fits(header: Sequence[str], line: int, draft: _Draft) -> bool:
     return not doubled and not missing
 
 
-def _json_lines(text: str, draft: _Draft) -> Iterator[Line]:
-    del draft  # no header, so nothing to say beside the lines
+def _parquet_lines(path: Path, draft: _Draft) -> Iterator[Line]:
+    columns, rows = parquet_rows(path)
+    if _header_fits(columns, 0, draft):
+        yield from enumerate(rows, start=1)
+
+
+def _json_lines(text: str) -> Iterator[Line]:
     # Not splitlines, which also splits at characters that JSON allows inside text.
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
@@ -226,64 +263,78 @@ def _json_lines(text: str, draft: _Draft) -> Iterator[Line]:
             yield line, value
 
 
-def _add_line(
-    draft: _Draft,
-    line: int,
-    fields: Mapping[str, object],
-    split: Split | None,
-    classes: set[str] | None,
-) -> None:
+def _add_line(draft: _Draft, line: int, fields: Mapping[str, object], ask: Ask) -> None:
     wrong = [
         message for name in COLUMNS if (message := _field_error(name, fields.get(name))) is not None
     ]
     # Whom a line with a wrong class or split concerns is not known, so it concerns everybody.
-    class_name = fields.get("class")
+    class_name, published = fields.get("class"), fields.get("split")
+    given = ask.given(published) if published in SPLITS else None
     known = _field_error("class", class_name) is None
-    if known and classes is not None and class_name not in classes:
+    if known and ask.classes is not None and class_name not in ask.classes:
         draft.classes.setdefault(str(class_name), set())
         return
     if known:
-        splits = draft.classes.setdefault(str(class_name), set())
-        splits.add(str(fields.get("split")))
-    if split is not None and fields.get("split") in ("train", "test") and fields["split"] != split:
+        draft.classes.setdefault(str(class_name), set()).add(str(given or published))
+    if published in SPLITS and given is None:
         return
     if not wrong:
         wrong = _label_errors(fields)
     if wrong:
         for message in wrong:
             draft.fail(line, message)
-        return
-    _add_record(draft, line, cast("Mapping[str, str]", fields))
+    elif given == "train" and fields["label"] != GOOD:
+        return  # of validation, which may have defects; training may not see them
+    elif given is not None:
+        _add_record(draft, line, fields, given)
 
 
-def _add_record(draft: _Draft, line: int, fields: Mapping[str, str]) -> None:
-    path = draft.path.parent / fields["path"]
-    mask = draft.path.parent / fields["mask"] if fields.get("mask") else None
+def _add_record(draft: _Draft, line: int, fields: Mapping[str, object], split: Split) -> None:
+    path = draft.path.parent / str(fields["path"])
+    masks = tuple(draft.path.parent / mask for mask in _masks_of(fields))
     key = os.path.normpath(path)
     first = draft.first_lines.setdefault(key, line)
     if first != line:
         draft.fail(line, f"path: {fields['path']!r} is in line {first} already; remove one", path)
         return
     complete = True
-    for name, file in (("path", path), ("mask", mask)):
-        if file is not None and (found := _not_a_file(file)) is not None:
+    for name, file in (("path", path), *(("mask", mask) for mask in masks)):
+        if (found := not_a_file(file)) is not None:
             draft.fail(line, f"{name}: expected an image file, found {found}: {file}", file)
             complete = False
     if complete:
-        split = cast("Split", fields["split"])
-        record = make_record(path, fields["class"], split, fields["label"], mask)
+        record = Record(
+            path=path,
+            class_name=str(fields["class"]),
+            split=split,
+            defect=fields["label"] != GOOD,
+            defect_type=str(fields["label"]),
+            masks=masks,
+            sample=cast("str | None", fields.get("sample") or None),
+            view=cast("str | None", fields.get("view") or None),
+        )
         draft.records.append((line, record))
+
+
+def _masks_of(fields: Mapping[str, object]) -> list[str]:
+    """The mask's files, however many; the field is right by itself."""
+    masks = cast("str | list[str] | None", fields.get("mask"))
+    return [masks] if isinstance(masks, str) and masks else list(masks or ())
 
 
 def _field_error(name: str, value: object) -> str | None:
     """What is wrong with one field by itself."""
-    if value is None and name == "mask":
+    if value is None and name in OPTIONAL:
         return None
+    if name == "mask" and isinstance(value, list):
+        if "" in value or None in value:
+            return f"mask: expected a file's name for every mask, found {_shown(value)}"
+        return next((error for each in value if (error := _field_error("mask", each))), None)
     if value is None:
         return f"{name}: expected a text, found nothing"
     if not isinstance(value, str):
         return f"{name}: expected a text, found {_shown(value)}"
-    if not value and name != "mask":
+    if not value and name not in OPTIONAL:
         return f"{name}: expected a text, found an empty field"
     if name in ("path", "mask"):
         try:
@@ -293,8 +344,8 @@ def _field_error(name: str, value: object) -> str | None:
         return f"{name}: expected a file's name, found a NUL" if "\0" in value else None
     if value != value.strip() or not value.isprintable():
         return f"{name}: expected one line without blanks around it, found {_shown(value)}"
-    if name == "split" and value not in ("train", "test"):
-        return f'split: expected "train" or "test", found {_shown(value)}'
+    if name == "split" and value not in SPLITS:
+        return f'split: expected "train", "validation" or "test", found {_shown(value)}'
     if name == "label" and value != GOOD and value.casefold() == GOOD:
         return f'label: expected "good" in small letters, found {_shown(value)}'
     return None
@@ -314,10 +365,10 @@ def _label_errors(fields: Mapping[str, object]) -> list[str]:
 
 def _demand_masks(draft: _Draft) -> None:
     """Take out defect images without mask where others of their class have one."""
-    with_masks = {record.class_name for _, record in draft.records if record.mask}
+    with_masks = {record.class_name for _, record in draft.records if record.masks}
     kept = []
     for line, record in draft.records:
-        if record.defect and record.mask is None and record.class_name in with_masks:
+        if record.defect and not record.masks and record.class_name in with_masks:
             draft.fail(
                 line,
                 f"mask: expected one, because other defect images of class "
@@ -327,19 +378,6 @@ def _demand_masks(draft: _Draft) -> None:
         else:
             kept.append((line, record))
     draft.records = kept
-
-
-def _not_a_file(path: Path) -> str | None:
-    """What stands in the place of a file; None where there is one."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return "nothing of that name"
-    except OSError as error:
-        return f"what cannot be opened ({error.strerror})"
-    if stat.S_ISREG(mode):
-        return None
-    return "a folder" if stat.S_ISDIR(mode) else "no regular file"
 
 
 def _shown(value: object) -> str:

@@ -94,7 +94,7 @@ def _marks(report: DataReport) -> dict[Path, str]:
 
 
 def _mark(record: Record, marks: dict[Path, str]) -> str:
-    words = (marks.get(path) for path in (record.path, record.mask) if path is not None)
+    words = (marks.get(path) for path in (record.path, *record.masks))
     return ", ".join(word for word in words if word)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -34,6 +36,10 @@ class Selection:
     """Of classes that have at least one; sorted as in a `Listing`."""
     skipped: tuple[Problem, ...]
     """What was left out and why, in the data set's order; empty after "stop"."""
+    layout: str = ""
+    """As in `Listing`, like `reason` and `notes`."""
+    reason: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def usable_records(
@@ -42,6 +48,7 @@ def usable_records(
     split: Split,
     classes: Sequence[str] | None = None,
     on_error: OnError = "stop",
+    layout: str | None = None,
     progress: bool = True,
 ) -> Selection:
     """List a data set as `list_records` and decode every image and mask once, to see if it can be.
@@ -52,14 +59,18 @@ def usable_records(
 
     on_error: "stop" raises `BadFilesError` with the complete list of problems, if there are any;
     "skip" goes on with the rest.
-    progress: show a bar on stderr when that is a terminal.
+    layout: a name, as in `list_records`; None recognises it.
+    progress: say on stderr what layout it is and why, and show a bar when that is a terminal.
 
     One image per thread is in memory at a time. Raises `DataError` as `list_records` does, and
     when nothing is left at all.
     """
     if on_error not in ("stop", "skip"):
         raise DataError(f'on_error: expected "stop" or "skip", got {on_error!r}')
-    listing = list_records(data, split=split, classes=classes)
+    listing = list_records(data, split=split, classes=classes, layout=layout)
+    if progress:
+        for line in (f"data: layout {listing.layout} ({listing.reason})", *listing.notes):
+            tqdm.write(line, file=sys.stderr)
     usable: list[Record] = []
     problems = list(listing.problems)
     # Elsewhere than in this process: what ends a decoder must not end the command.
@@ -78,7 +89,7 @@ def usable_records(
     if not usable:
         lines = "\n".join(f"  {problem.message}" for problem in problems)
         raise DataError(f"{data}: nothing is left to use:\n{lines}")
-    return Selection(tuple(usable), tuple(problems))
+    return Selection(tuple(usable), tuple(problems), listing.layout, listing.reason, listing.notes)
 
 
 def read_record(
@@ -91,23 +102,53 @@ def read_record(
     at = record.path
     try:
         image = read_image(at)
-        if record.mask is None:
-            return image, None
-        at = record.mask
-        mask = read_mask(at)
+        union: NDArray[np.bool_] | None = None
+        for at in record.masks:
+            mask = _read_mask(at, record.mask_background)
+            if (problem := _other_size(record, at, image.shape, mask.shape)) is not None:
+                return problem
+            union = mask if union is None else union | mask
     except ImageError as error:
         return Problem(at, str(error))
-    return _other_size(record, image.shape, mask.shape) or (image, mask)
+    return image, union
 
 
-def _other_size(record: Record, image: Sequence[int], mask: Sequence[int]) -> Problem | None:
+def read_masks(record: Record) -> NDArray[np.bool_] | None:
+    """Decode the ground truth of one image: the union of its masks, (H, W) bool, None without any.
+
+    Raises `ImageError`, naming the file, for one that cannot be read or has another size than the
+    first.
+    """
+    union: NDArray[np.bool_] | None = None
+    for at in record.masks:
+        mask = _read_mask(at, record.mask_background)
+        if union is not None and union.shape != mask.shape:
+            raise ImageError(
+                f"{at}: expected the size of the image's other masks, {_size(union.shape)}, found "
+                f"{_size(mask.shape)}; draw all of them on the image {record.path}"
+            )
+        union = mask if union is None else union | mask
+    return union
+
+
+def _read_mask(path: Path, background: str | None) -> NDArray[np.bool_]:
+    """(H, W) bool, True where a pixel has another colour than the background, black by default."""
+    if background is None:
+        return read_mask(path)
+    colour = np.frombuffer(bytes.fromhex(background.removeprefix("#")), np.uint8)
+    marked: NDArray[np.bool_] = np.any(read_image(path) != colour, axis=2)
+    return marked
+
+
+def _other_size(
+    record: Record, at: Path, image: Sequence[int], mask: Sequence[int]
+) -> Problem | None:
     """The problem of a mask whose height and width are not its image's."""
     if tuple(mask[:2]) == tuple(image[:2]):
         return None
-    assert record.mask is not None
     return Problem(
-        record.mask,
-        f"{record.mask}: expected the size of its image {record.path}, {_size(image)}, found "
+        at,
+        f"{at}: expected the size of its image {record.path}, {_size(image)}, found "
         f"{_size(mask)}; draw the mask on its image, or remove both",
     )
 
@@ -146,18 +187,19 @@ def _problem(readers: Readers, record: Record) -> Problem | None:
     at = record.path
     try:
         image = readers.size(at).result()
-        if record.mask is None:
-            return None
-        at = record.mask
-        mask = readers.size(at, mask=True).result()
+        for at in record.masks:
+            mask = readers.size(at, mask=record.mask_background is None).result()
+            problem = _other_size(record, at, image.tolist(), mask.tolist())
+            if problem is not None:
+                return problem
     except (ImageError, WorkerError) as error:
         return Problem(at, str(error))
-    return _other_size(record, image.tolist(), mask.tolist())
+    return None
 
 
 def _lost_classes(listing: Listing, usable: Sequence[Record], split: Split) -> list[Problem]:
     kept = {record.class_name for record in usable}
-    aim = "train on" if split == "train" else "test"
+    aim = {"train": "train on", "test": "test"}.get(split, "use")
     return [
         Problem(path, f"{path}: class {name!r} has no usable image left to {aim}, and is left out")
         for name, path in listing.classes.items()
