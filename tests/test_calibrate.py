@@ -11,14 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mambaadv2.calibrate import ColourScale, calibrate_classes, colour_scale
+from mambaadv2.calibrate import (
+    ClassCalibration,
+    ColourScale,
+    assumed_limits,
+    calibrate_classes,
+    colour_marks,
+    colour_scale,
+    p_values,
+    suspects,
+)
 from mambaadv2.errors import ConfigError
 
 
-def false_alarm_rates(
+def assumed_rates(
     images: int, spreads: Sequence[float], *, repeats: int, rate: float = 0.01
 ) -> list[float]:
-    """Expected share of flagged good images per class, when scores are normal around 3.
+    """Expected share of good images above the assumed limits, when scores are normal around 3.
 
     The share beyond a threshold is exact, so only the calibration images are random.
     """
@@ -28,40 +37,39 @@ def false_alarm_rates(
         scores = {
             str(i): (3 * rng.normal(1, spread, images)).tolist() for i, spread in enumerate(spreads)
         }
-        found = calibrate_classes(scores, rate=rate)
+        found = assumed_limits(scores, rate)
         total += [
-            stats.norm.sf((found[str(i)].threshold / 3 - 1) / spread)
-            for i, spread in enumerate(spreads)
+            stats.norm.sf((found[str(i)] / 3 - 1) / spread) for i, spread in enumerate(spreads)
         ]
     shares: list[float] = (total / repeats).tolist()
     return shares
 
 
 @pytest.mark.parametrize("images", [2, 4, 8, 32, 200])
-def test_false_alarm_rate_of_one_class_is_nominal(images: int) -> None:
+def test_assumed_rate_of_one_class_is_nominal_for_normal_scores(images: int) -> None:
     # Exact in theory; the tolerance is four standard errors of this simulation.
-    (share,) = false_alarm_rates(images, [0.1], repeats=500)
+    (share,) = assumed_rates(images, [0.1], repeats=500)
     assert share == pytest.approx(0.01, abs=0.0045)
 
 
 @pytest.mark.parametrize("images", [2, 4, 8, 32, 200])
-def test_false_alarm_rate_of_many_like_classes_is_nominal(images: int) -> None:
+def test_assumed_rate_of_many_like_classes_is_nominal(images: int) -> None:
     # The prior counts as 8 images although more stand behind it: at most a third too careful.
     # Relative scores lean on the class's own mean: with 2 images that doubles the rate at most.
-    shares = false_alarm_rates(images, [0.1] * 6, repeats=60)
+    shares = assumed_rates(images, [0.1] * 6, repeats=60)
     assert 0.006 < float(np.mean(shares)) < (0.02 if images == 2 else 0.014)
 
 
 @pytest.mark.parametrize("images", [4, 8, 32, 200])
 def test_classes_four_times_apart_in_spread_stay_in_bounds(images: int) -> None:
     # Leaning on calmer classes costs the widest one: up to 8 % at 4 images, 2 % from 32 on.
-    shares = false_alarm_rates(images, [0.05, 0.1, 0.1, 0.2], repeats=100)
+    shares = assumed_rates(images, [0.05, 0.1, 0.1, 0.2], repeats=100)
     assert float(np.mean(shares)) < 0.025
     assert max(shares) < (0.08 if images < 32 else 0.02)
 
 
-def test_rate_is_heeded() -> None:
-    (share,) = false_alarm_rates(16, [0.1], repeats=200, rate=0.1)
+def test_assumed_rate_is_heeded() -> None:
+    (share,) = assumed_rates(16, [0.1], repeats=200, rate=0.1)
     assert share == pytest.approx(0.1, abs=0.015)
 
 
@@ -126,6 +134,130 @@ def test_scores_that_are_none_are_refused(bad: list[float]) -> None:
 def test_bad_rates_are_refused(rate: float) -> None:
     with pytest.raises(ConfigError, match="rate: expected"):
         calibrate_classes({"nut": [1.0]}, rate=rate)
+
+
+def test_enough_images_give_the_conformal_threshold() -> None:
+    scores = np.random.default_rng(3).permutation(np.arange(1.0, 201.0)).tolist()
+    found = calibrate_classes({"nut": scores})["nut"]
+    assert (found.kind, found.rank, found.threshold) == ("conformal", 2, 199.0)
+    assert found.guaranteed == 2 / 201
+    low, high = found.interval()
+    assert low < 0.01 < high
+    assert found.sentence.startswith("Guaranteed from 200 held-out good images: on average at most")
+
+
+def test_too_few_images_say_so_and_keep_what_they_can() -> None:
+    scores = np.random.default_rng(3).normal(3, 0.3, 32).tolist()
+    found = calibrate_classes({"nut": scores})["nut"]
+    assert found.kind == "assumed"
+    assert found.threshold == max(*scores, assumed_limits({"nut": scores}, 0.01)["nut"])
+    assert found.guaranteed == 1 / 33
+    assert found.interval()[0] == 0
+    assert found.sentence == (
+        "1 % is assumed, not guaranteed: 1 % needs at least 99 held-out good images, you have 32. "
+        "Guaranteed from 32 held-out good images: on average at most 3 % of good images are "
+        "flagged, and with 90 % confidence at most 6.9 %."
+    )
+    near = calibrate_classes({"nut": scores}, leave_one_out=True)["nut"]
+    assert near.threshold == found.threshold
+    assert "Guaranteed" not in near.sentence
+    assert "each scored by the statistics of the others" in near.sentence
+
+
+def test_an_assumed_threshold_is_never_below_a_good_score() -> None:
+    # Normal but for one image: the assumed limit lies below it, and no guarantee would be left.
+    scores = [*np.random.default_rng(5).normal(3, 0.03, 18).tolist(), 4.0]
+    assert assumed_limits({"nut": scores}, 0.1)["nut"] < 4.0
+    found = calibrate_classes({"nut": scores}, rate=0.04)["nut"]
+    assert (found.kind, found.threshold) == ("assumed", 4.0)
+
+
+@pytest.mark.parametrize("images, kind", [(298, "assumed"), (299, "conformal")])
+def test_confidence_takes_more_images(images: int, kind: str) -> None:
+    scores = np.random.default_rng(1).normal(3, 0.3, images).tolist()
+    found = calibrate_classes({"nut": scores}, confidence=0.95)["nut"]
+    assert found.kind == kind
+    assert "95 % confidence" in found.sentence
+
+
+def test_scores_of_zero_leave_a_threshold_to_divide_by() -> None:
+    found = calibrate_classes({"nut": [0.0] * 30 + [0.5, 0.7]}, rate=0.2)["nut"]
+    assert found.kind == "conformal"
+    assert found.threshold == 0.5
+
+
+def test_a_mislabelled_image_is_left_out_and_priced() -> None:
+    rng = np.random.default_rng(2)
+    good = (1 + 0.1 * rng.normal(size=199)).tolist()
+    scores = [*good[:50], 4.0, *good[50:]]
+    found = calibrate_classes({"nut": scores})["nut"]
+    alone = calibrate_classes({"nut": good})["nut"]
+    assert found.trimmed == (50,)
+    assert (found.images, found.kept) == (200, 199)
+    assert found.threshold == alone.threshold
+    assert found.guaranteed == alone.guaranteed == 2 / 200
+    assert found.guaranteed_if_trimmed_were_good == 3 / 201
+    assert "1 image among them looks mislabelled and was left out; if it is good" in found.sentence
+    assert calibrate_classes({"nut": scores}, trim=False)["nut"].trimmed == ()
+
+
+def test_the_price_of_trimming_is_the_rate_of_the_same_rank_among_all() -> None:
+    # The top `r` of n exchangeable scores are dropped although good, every time.
+    n, r, repeats = 199, 3, 4000
+    rng = np.random.default_rng(11)
+    scores = np.sort(rng.normal(size=(repeats, n)), axis=1)
+    rank = 1  # largest_rank(196, 0.01)
+    price = ClassCalibration(
+        threshold=1.0, images=n, kind="conformal", rate=0.01, rank=rank, trimmed=(0, 1, 2)
+    ).guaranteed_if_trimmed_were_good
+    flagged = int((rng.normal(size=repeats) > scores[:, n - r - rank]).sum())
+    low, high = stats.binom.ppf([1e-6, 1 - 1e-6], repeats, price)
+    assert low <= flagged <= high
+
+
+def test_suspects_are_the_far_ones_and_few() -> None:
+    steady = np.linspace(0.9, 1.1, 37).tolist()
+    assert suspects(steady) == ()
+    assert suspects([*steady[:5], 3.0, *steady[5:], 5.0]) == (38,)  # 5 % of 39 is one, the highest
+    assert suspects([*steady, 3.0, 5.0, 4.0]) == (38, 39)
+    assert suspects([*steady[:18], 5.0]) == ()  # fewer than 20 images
+    assert suspects([1.0] * 30 + [5.0]) == ()  # nothing to measure by
+    assert suspects([0.0] * 30 + [5.0]) == ()
+
+
+@pytest.mark.parametrize("images", [20, 64, 500])
+@pytest.mark.parametrize("shape", ["normal", "lognormal"])
+def test_good_images_are_seldom_suspected(images: int, shape: str) -> None:
+    rng = np.random.default_rng(4)
+    draws = rng.normal(size=(600, images))
+    scores = np.exp(0.3 * draws) if shape == "lognormal" else np.maximum(1 + 0.1 * draws, 0.01)
+    # Below 1 % in truth: 600 cases then exceed this once in a million.
+    assert sum(bool(suspects(row.tolist())) for row in scores) <= stats.binom.ppf(
+        1 - 1e-6, 600, 0.01
+    )
+
+
+@pytest.mark.parametrize("bad", [[1.0, -1.0], [1.0, math.nan]])
+def test_suspects_refuses_what_is_no_score(bad: list[float]) -> None:
+    with pytest.raises(ConfigError, match="scores: expected"):
+        suspects(bad)
+    with pytest.raises(ConfigError, match="share and limit"):
+        suspects([1.0], share=0.7)
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=60), st.floats(0.5, 2.0))
+def test_colour_marks_are_p_values(peaks: list[float], threshold: float) -> None:
+    marks = colour_marks(peaks, threshold)
+    assert [p for _, p in marks] == sorted({p for _, p in marks}, reverse=True)
+    assert [at for at, _ in marks] == sorted(at for at, _ in marks)
+    for at, p in marks:
+        level = float(np.nextafter(at * threshold * (1 + 1e-12), np.inf))
+        assert p_values(peaks, [level])[0] <= p + 1e-12
+
+
+def test_colour_marks_need_a_threshold() -> None:
+    with pytest.raises(ConfigError, match="threshold: expected"):
+        colour_marks([1.0], 0.0)
 
 
 def test_colour_scale_starts_where_normal_pixels_end() -> None:

@@ -20,7 +20,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mambaadv2 import predict
-from mambaadv2.checkpoint import ModelCard, load_run, make_scorer, read_card, save_run
+from mambaadv2.checkpoint import (
+    ModelCard,
+    calibration_fields,
+    load_run,
+    make_scorer,
+    read_card,
+    save_run,
+)
 from mambaadv2.errors import CheckpointError
 from mambaadv2.model import encoder as encoder_module
 from mambaadv2.model.config import ModelConfig
@@ -51,7 +58,12 @@ CARD = ModelCard(
     classes=("bolt", "nut"),
     thresholds={"bolt": 1.25, "nut": 0.1 + 0.2},
     calibration_images={"bolt": 4, "nut": 7},
-    calibration_scores={"bolt": (0.1 + 0.2, 0.5), "nut": ()},
+    calibration_scores={"bolt": (0.1 + 0.2, 0.5, 0.6, 0.7), "nut": ()},
+    calibration_kinds={"bolt": "assumed", "nut": "earlier"},
+    calibration_trimmed={"bolt": (3,), "nut": ()},
+    false_alarm_rate=0.02,
+    false_alarm_confidence=None,
+    leave_one_out=True,
     colour_scale=(0.8, 2.0),
     training={"steps": 3},
 )
@@ -207,12 +219,12 @@ def test_a_pickle_in_place_of_the_weights_never_runs(run: Path, tmp_path: Path) 
 @pytest.mark.parametrize("version", [0, -1, "1", 1.0, True, None])
 def test_what_is_no_schema_version_is_refused(run: Path, version: object) -> None:
     edit(run, lambda content: content.update(schema_version=version))
-    refused(run, "model.json", f"schema version {version!r}, expected a whole number from 1 to 2")
+    refused(run, "model.json", f"schema version {version!r}, expected a whole number from 1 to 3")
 
 
 def test_a_file_from_the_future_is_refused(run: Path) -> None:
-    edit(run, lambda content: content.update(schema_version=3, news=1))
-    refused(run, "model.json", "version 3, this package reads up to 2; .*upgrade this one")
+    edit(run, lambda content: content.update(schema_version=4, news=1))
+    refused(run, "model.json", "version 4, this package reads up to 3; .*upgrade this one")
 
 
 def test_a_run_of_schema_1_is_read(saved: Saved, run: Path) -> None:
@@ -221,10 +233,71 @@ def test_a_run_of_schema_1_is_read(saved: Saved, run: Path) -> None:
     old["weights_sha256"] = read_card(run)[1]
     (run / "model.json").write_text(json.dumps(old))
     network, scorer, card = load_run(run, CPU)
-    scores = {"bolt": (), "nut": ()}
-    assert card == dataclasses.replace(CARD, calibration_scores=scores)
+    none: dict[str, tuple[int, ...]] = {"bolt": (), "nut": ()}
+    assert card == dataclasses.replace(
+        CARD,
+        calibration_scores=none,
+        calibration_kinds=dict.fromkeys(none, "earlier"),
+        calibration_trimmed=none,
+        false_alarm_rate=0.01,
+    )
+    assert card.calibration("bolt") is None
     maps, _ = predict.Predictor(network, scorer, card, CPU).predict_tensor(images())
     assert torch.equal(maps, saved.maps(images())[0])
+
+
+def test_a_run_of_schema_2_keeps_its_scores(run: Path) -> None:
+    newer = {"calibration_kinds", "calibration_trimmed", "false_alarm_rate"}
+    newer |= {"false_alarm_confidence", "leave_one_out"}
+
+    def age(content: dict[str, Any]) -> None:
+        for name in newer:
+            del content[name]
+        content["schema_version"] = 2
+
+    edit(run, age)
+    card, _ = read_card(run)
+    assert card.thresholds == CARD.thresholds
+    assert card.kept_scores("bolt") == CARD.calibration_scores["bolt"]
+    assert card.calibration("bolt") is None
+    assert card.leave_one_out
+
+
+def test_a_card_says_what_its_thresholds_promise() -> None:
+    promised = CARD.calibration("bolt")
+    assert promised is not None
+    assert (promised.kind, promised.images, promised.kept) == ("assumed", 4, 3)
+    assert promised.guaranteed == 1 / 4
+    assert promised.leave_one_out
+    assert CARD.kept_scores("bolt") == (0.1 + 0.2, 0.5, 0.6)
+    assert CARD.calibration("nut") is None
+    fields = calibration_fields({"bolt": promised}, {"bolt": CARD.calibration_scores["bolt"]})
+    for name, value in fields.items():
+        whole = getattr(CARD, name)
+        assert value == ({"bolt": whole["bolt"]} if isinstance(whole, dict) else whole)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            {"calibration_kinds": {"bolt": "sure", "nut": "earlier"}},
+            "calibration of bolt: calibration_kinds: expected",
+        ),
+        ({"calibration_kinds": {"bolt": "assumed"}}, "calibration_kinds: expected one entry"),
+        ({"calibration_trimmed": {"bolt": [4], "nut": []}}, "calibration of bolt: .*positions"),
+        ({"calibration_trimmed": {"bolt": [-1], "nut": []}}, "calibration of bolt: .*positions"),
+        ({"calibration_images": {"bolt": 1, "nut": 7}}, "calibration of bolt: rank"),
+        ({"calibration_images": {"bolt": 4.5, "nut": 7}}, "calibration_images: expected a number"),
+        ({"false_alarm_rate": 2.0}, "calibration of bolt: rate"),
+        ({"false_alarm_confidence": 0.0}, "calibration of bolt: confidence"),
+    ],
+)
+def test_a_calibration_that_cannot_be_is_refused(
+    run: Path, change: dict[str, Any], words: str
+) -> None:
+    edit(run, lambda content: content.update(change))
+    refused(run, "model.json", words)
 
 
 @pytest.mark.parametrize("classes", [None, 3])
@@ -241,7 +314,8 @@ def test_what_is_no_json_object_is_refused(run: Path, text: str) -> None:
 
 FIELDS = [
     *["weights_sha256", "model", "encoder", "classes", "thresholds", "calibration_images"],
-    *["calibration_scores", "colour_scale"],
+    *["calibration_scores", "calibration_kinds", "calibration_trimmed", "colour_scale"],
+    *["false_alarm_rate", "false_alarm_confidence", "leave_one_out"],
 ]
 
 

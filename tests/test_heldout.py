@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mambaadv2 import heldout
-from mambaadv2.calibrate import calibrate_classes
+from mambaadv2.calibrate import ColourScale, calibrate_classes
 from mambaadv2.checkpoint import make_scorer
 from mambaadv2.data.features import FeatureStore, SourceSlice
-from mambaadv2.heldout import HeldOut, fit_on_heldout
+from mambaadv2.heldout import HeldOut, fit_on_heldout, threshold_words
 from mambaadv2.model.config import ModelConfig, Score
 from mambaadv2.model.encoder import EncoderProvenance, FrozenEncoder
 from mambaadv2.model.network import Network
@@ -78,9 +79,9 @@ class Calibrated:
             train = train or {name: store(100 + i, 5, level=2.0 * i) for i, name in enumerate(held)}
             self.found: HeldOut = fit_on_heldout(self.network, self.scorer, held, train)
 
-    def _record(self, scores: dict[str, list[float]]) -> object:
+    def _record(self, scores: dict[str, list[float]], *, leave_one_out: bool) -> object:
         self.scores = scores
-        return calibrate_classes(scores)
+        return calibrate_classes(scores, leave_one_out=leave_one_out)
 
 
 def scale_maps(
@@ -232,3 +233,26 @@ def test_the_network_is_not_changed(two: dict[str, FeatureStore]) -> None:
     assert not network.training
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_people_hear_what_thresholds_promise() -> None:
+    files = {"nut": [Path(f"{i}.png") for i in range(25)], "bolt": [Path("a.png")] * 9}
+    scores = {
+        "nut": [*np.linspace(0.9, 1.1, 24).tolist(), 4.0],
+        "bolt": np.linspace(0.9, 1.1, 9).tolist(),
+    }
+    found = HeldOut(calibrate_classes(scores), ColourScale(low=0.5, high=2.0), scores)
+    suspect, assumed, few = threshold_words(found, files)
+    assert suspect.startswith("24.png: looks mislabelled, its score is 4.0 times the median")
+    assert "guaranteed where fewer than 99 good images are held out: nut (24), bolt (9)" in assumed
+    assert few.startswith("thresholds that rest on fewer than 10")
+    many = {"nut": np.linspace(0.9, 1.1, 120).tolist()}
+    enough = HeldOut(calibrate_classes(many), ColourScale(low=0.5, high=2.0), many)
+    assert list(threshold_words(enough, files)) == []
+
+
+@pytest.mark.parametrize("score, near", [("whitened", True), ("cosine", False)])
+def test_the_promise_depends_on_the_score(
+    two: dict[str, FeatureStore], score: Score, near: bool
+) -> None:
+    assert {c.leave_one_out for c in Calibrated(two, score=score).found.classes.values()} == {near}

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mambaadv2.errors import CheckpointError
-from mambaadv2.modelcard import UNKNOWN, _bound, escape, write_model_card
+from mambaadv2.modelcard import UNKNOWN, escape, write_model_card
 
 WEIGHTS = "f" * 64
 ODD = 'a|b`c<script>*d*\n# e & [f](g) "h"'
@@ -25,7 +25,7 @@ ODD = 'a|b`c<script>*d*\n# e & [f](g) "h"'
 
 def model(*names: str) -> dict[str, Any]:
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "weights_sha256": WEIGHTS,
         "model": {
             "encoder": "tf_efficientnet_lite0",
@@ -45,6 +45,11 @@ def model(*names: str) -> dict[str, Any]:
         "thresholds": dict.fromkeys(names, 2.5),
         "calibration_images": dict.fromkeys(names, 4),
         "calibration_scores": {name: [1.0, 2.0, 2.4, 2.6] for name in names},
+        "calibration_kinds": dict.fromkeys(names, "assumed"),
+        "calibration_trimmed": {name: [] for name in names},
+        "false_alarm_rate": 0.01,
+        "false_alarm_confidence": None,
+        "leave_one_out": True,
         "colour_scale": [0.8, 2.0],
         "training": {
             "version": "0.1.0",
@@ -103,7 +108,7 @@ def test_a_card_says_what_the_run_is(folder: Path) -> None:
     write(folder, "data.json", {"learn": {}, "held": {}, "skipped": [{"path": "a", "error": "b"}]})
     text = card(folder)
     table = rows(text)
-    assert ["screw", "36", "4", "2.5", "1", "52.7 %"] in table
+    assert ["screw", "36", "4", "2.5", "1", "assumed", "20 %"] in table
     assert ["its licence, as its publisher states it", "Apache-2.0"] in table
     assert ["SHA-256 of that file", "0aa007d2" * 8] in table
     assert ["images learned from", "72"] in table
@@ -115,18 +120,25 @@ def test_a_card_says_what_the_run_is(folder: Path) -> None:
     assert ["torch", "2.14.1"] in table
     assert ["GPU", "none"] in table
     assert "aims at flagging 1 % of good images" in text
+    assert "- screw: 1 % is assumed, not guaranteed: 1 % needs at least 99 held-out good" in text
     assert "8 x 8 of those, 1/32 of the height by 1/40 of the width" in text
     assert "fewer than ten held-out images, to be checked" in text
     assert "could not be used: 1, see data.json" in text
     assert "mambaadv2 predict RUN" in text
 
 
-def test_the_bound_is_the_exact_one() -> None:
-    """With that rate, no false alarm among n images happens in 5 % of all cases."""
-    for images in (1, 4, 30, 1000):
-        rate = float(_bound(images).removesuffix(" %")) / 100
-        assert (1 - rate) ** images == pytest.approx(0.05, rel=0.05)
-    assert [_bound(value) for value in (0, None, True, "4")] == [UNKNOWN] * 4
+def test_a_guarantee_is_told_from_an_assumption(folder: Path) -> None:
+    content = model("screw", "nut")
+    content["calibration_kinds"]["screw"] = "conformal"
+    content["calibration_kinds"]["nut"] = "earlier"
+    content["calibration_images"]["screw"] = 199
+    content["leave_one_out"] = False
+    write(folder, "model.json", content)
+    text = card(folder)
+    assert next(row[-2:] for row in rows(text) if row[0] == "screw") == ["conformal", "1 %"]
+    assert next(row[-2:] for row in rows(text) if row[0] == "nut") == [UNKNOWN, UNKNOWN]
+    assert "- screw: Guaranteed from 199 held-out good images: on average at most 1 % of" in text
+    assert "- nut:" not in section(text, "Classes and thresholds")
 
 
 def test_without_a_measurement_the_card_says_how_to_make_one(folder: Path) -> None:
@@ -178,9 +190,10 @@ def test_the_hashes_can_be_checked_as_they_stand(folder: Path) -> None:
 def test_an_old_run_has_a_card_with_gaps(folder: Path) -> None:
     content = model("screw")
     del content["calibration_scores"], content["training"]["skipped"]
+    del content["calibration_kinds"], content["calibration_trimmed"], content["leave_one_out"]
     content["schema_version"] = 1
     write(folder, "model.json", content)
-    assert ["screw", "36", "4", "2.5", UNKNOWN, "52.7 %"] in rows(card(folder))
+    assert ["screw", "36", "4", "2.5", UNKNOWN, UNKNOWN, UNKNOWN] in rows(card(folder))
     for name in ("training", "encoder", "model", "thresholds"):
         del content[name]
         write(folder, "model.json", content)
@@ -244,6 +257,10 @@ def test_every_name_is_one_inert_cell(name: str) -> None:
             "training",
             "thresholds",
             "calibration_scores",
+            "calibration_images",
+            "calibration_kinds",
+            "calibration_trimmed",
+            "false_alarm_rate",
             "classes",
             "weights_sha256",
         ]

@@ -248,6 +248,11 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         thresholds={"disc": 1.0},
         calibration_images={"disc": 1},
         calibration_scores={"disc": (0.5,)},
+        calibration_kinds={"disc": "assumed"},
+        calibration_trimmed={"disc": ()},
+        false_alarm_rate=0.01,
+        false_alarm_confidence=None,
+        leave_one_out=True,
         colour_scale=(0.8, 2.0),
         training={},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -48,7 +49,10 @@ CONFIG = ModelConfig(
     drop_path=0.0,
     score="whitened",
 )
-LINE = {"path", "score", "threshold", "defect", "class", "width", "height", "ms", "overlay"}
+LINE = {
+    *("path", "score", "p_value", "threshold", "defect", "class", "width", "height", "ms"),
+    "overlay",
+}
 
 
 def draw(kind: str, seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> NDArray[np.uint8]:
@@ -129,6 +133,41 @@ def test_a_batch_gives_what_its_images_give_alone(trained: Trained) -> None:
         assert (one.class_name, one.threshold) == (alone.class_name, alone.threshold)
 
 
+def test_regions_are_places_in_the_image(trained: Trained) -> None:
+    predictor = trained.predictor
+    size = (3 * SIDE, 2 * SIDE)
+    good, bad = predictor.predict([draw("disc", 1), stain(draw("disc", 1, size))])
+    assert not good.defect
+    assert predictor.regions(good) == []
+    first, *rest = predictor.regions(bad)
+    assert bad.map[first.at[1], first.at[0]] == first.peak == bad.map.max()
+    assert first.p_value == bad.p_value
+    assert sum(r.area for r in (first, *rest)) == int((bad.map > bad.threshold).sum())
+    large = predictor.regions(bad, min_area=first.area)
+    assert [r.area for r in large] == [r.area for r in (first, *rest) if r.area >= first.area]
+    assert large[0].peak < first.peak
+
+
+def test_colour_marks_are_of_the_class(trained: Trained) -> None:
+    predictor = trained.predictor
+    for name in CLASSES:
+        marks = predictor.colour_marks(name)
+        held = predictor.card.calibration_scores[name]
+        assert marks[-1][0] == pytest.approx(max(held) / predictor.card.thresholds[name])
+        assert marks[-1][1] == 1 / (len(held) + 1)
+
+
+def test_a_model_that_knows_no_scores_gives_no_p_value(trained: Trained) -> None:
+    known = trained.predictor
+    none: dict[str, tuple[float, ...]] = dict.fromkeys(CLASSES, ())
+    card = dataclasses.replace(known.card, calibration_scores=none)
+    predictor = Predictor(known.network, known.scorer, card, known.device)
+    (prediction,) = predictor.predict([stain(draw("disc", 1))])
+    assert prediction.p_value is None
+    assert {region.p_value for region in predictor.regions(prediction)} == {None}
+    assert predictor.colour_marks("disc") == []
+
+
 def test_a_prediction_adds_up(trained: Trained) -> None:
     predictor = trained.predictor
     images = [draw("disc", 1), stain(draw("disc", 1)), draw("stripes", 2)]
@@ -136,6 +175,9 @@ def test_a_prediction_adds_up(trained: Trained) -> None:
     for prediction in predictions:
         assert prediction.threshold == predictor.card.thresholds[prediction.class_name]
         assert prediction.defect == (prediction.score > prediction.threshold)
+        held = predictor.card.calibration_scores[prediction.class_name]
+        above = sum(score >= prediction.score for score in held)
+        assert prediction.p_value == (1 + above) / (len(held) + 1)
         # These images have the network's size, so that the map is the one that is scored.
         assert prediction.score == pytest.approx(float(prediction.map.max()))
     assert [p.class_name for p in predictions[::2]] == ["disc", "stripes"]
@@ -330,6 +372,7 @@ def test_a_folder_of_results(trained: Trained, inputs: Path, tmp_path: Path) -> 
         assert line["defect"] == alone.defect
         assert line["class"] == alone.class_name
         assert line["threshold"] == alone.threshold
+        assert line["p_value"] == alone.p_value
         assert line["ms"] > 0
     assert last["defect"]
 

@@ -123,7 +123,7 @@ def test_a_line_for_each_image_and_what_made_them(case: Case) -> None:
     made = json.loads((case.whole / "predict.json").read_text())
     model = json.loads((case.run / "model.json").read_text())
     assert made == {
-        "schema_version": 1,
+        "schema_version": 2,
         "weights_sha256": model["weights_sha256"],
         "thresholds": model["thresholds"],
         "colour_scale": model["colour_scale"],

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaadv2.calibrate import ClassCalibration, recorded_calibration
 from mambaadv2.errors import CheckpointError, ConfigError
 from mambaadv2.files import write_atomically
 from mambaadv2.foreign import explain_foreign
@@ -26,7 +27,7 @@ from mambaadv2.model.encoder import EncoderProvenance, build_encoder
 from mambaadv2.model.network import Network
 from mambaadv2.model.scoring import Scorer
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 MADE_OF_IT = ("evaluation.json", "MODEL_CARD.md")  # what is written beside a model and about it
 
@@ -43,14 +44,28 @@ class ModelCard:
     calibration_images: Mapping[str, int]
     """Held-out normal images behind each threshold."""
     calibration_scores: Mapping[str, tuple[float, ...]]
-    """Their raw scores; none for a class of a run that is older than schema 2."""
+    """Their raw scores, which are also the maxima of their maps, in the order of `calibration.json`
+    where the run was calibrated again, else of `data.json`; none for a run older than schema 2."""
+    calibration_kinds: Mapping[str, str]
+    """What the threshold is: a `calibrate.Kind`, or "earlier" by the rule before schema 3."""
+    calibration_trimmed: Mapping[str, tuple[int, ...]]
+    """Positions of the scores that were left out because their images look mislabelled."""
+    false_alarm_rate: float
+    """Wished share of good images flagged."""
+    false_alarm_confidence: float | None
+    """Share of calibrations for which it is to hold; None: on average over them."""
+    leave_one_out: bool
+    """Whether the scorer was fitted on the held-out images too, each scored by the others."""
     colour_scale: tuple[float, float]
     """low and high of map / threshold in heat maps."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was made, for people: steps, seconds, data fingerprint, package version."""
 
     def __post_init__(self) -> None:
-        for name in ("thresholds", "calibration_images", "calibration_scores"):
+        for name in (
+            *("thresholds", "calibration_images", "calibration_scores", "calibration_kinds"),
+            "calibration_trimmed",
+        ):
             if set(getattr(self, name)) != set(self.classes):
                 raise CheckpointError(
                     f"{name}: expected one entry per class {list(self.classes)}, "
@@ -65,6 +80,44 @@ class ModelCard:
             raise CheckpointError(
                 f"colour_scale: expected 0 <= low < high, got {self.colour_scale}"
             )
+        for name in self.classes:
+            self.kept_scores(name)
+            self.calibration(name)
+
+    def kept_scores(self, name: str) -> tuple[float, ...]:
+        """Scores of a class's held-out images without those trimmed: what p-values rank among."""
+        scores, trimmed = self.calibration_scores[name], self.calibration_trimmed[name]
+        if not set(trimmed) <= set(range(len(scores))) or not all(map(math.isfinite, scores)):
+            raise CheckpointError(
+                f"calibration of {name}: expected finite scores and, trimmed, positions of some of "
+                f"the {len(scores)}, got positions {list(trimmed)}"
+            )
+        return tuple(score for i, score in enumerate(scores) if i not in trimmed)
+
+    def calibration(self, name: str) -> ClassCalibration | None:
+        """What the threshold of a class promises; None for one of the rule before schema 3."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        try:
+            return recorded_calibration(fields, name)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
+
+
+def calibration_fields(
+    classes: Mapping[str, ClassCalibration], scores: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """The fields of a `ModelCard` that calibration decides; all classes by one rule."""
+    one = next(iter(classes.values()))
+    return {
+        "thresholds": {name: c.threshold for name, c in classes.items()},
+        "calibration_images": {name: c.images for name, c in classes.items()},
+        "calibration_scores": {name: tuple(scores[name]) for name in classes},
+        "calibration_kinds": {name: c.kind for name, c in classes.items()},
+        "calibration_trimmed": {name: c.trimmed for name, c in classes.items()},
+        "false_alarm_rate": one.rate,
+        "false_alarm_confidence": one.confidence,
+        "leave_one_out": one.leave_one_out,
+    }
 
 
 def save_run(folder: Path, network: Network, scorer: Scorer, card: ModelCard) -> None:
@@ -76,12 +129,17 @@ def save_run(folder: Path, network: Network, scorer: Scorer, card: ModelCard) ->
         for name, value in _both(network, scorer).state_dict().items()
     }
     data = save(tensors, metadata={"format": "mambaadv2"})
+    write_atomically(folder / WEIGHTS, data)
+    write_card(folder, card, hashlib.sha256(data).hexdigest())
+
+
+def write_card(folder: Path, card: ModelCard, weights_sha256: str) -> None:
+    """Write or replace `model.json` in one step; the weights must be there and have that hash."""
     description = {
         "schema_version": SCHEMA_VERSION,
-        "weights_sha256": hashlib.sha256(data).hexdigest(),
+        "weights_sha256": weights_sha256,
         **dataclasses.asdict(card),
     }
-    write_atomically(folder / WEIGHTS, data)
     write_atomically(
         folder / DESCRIPTION, (json.dumps(description, indent=2, allow_nan=False) + "\n").encode()
     )
@@ -172,6 +230,9 @@ def read_card(folder: Path) -> tuple[ModelCard, str]:
                 name: tuple(map(float, scores))
                 for name, scores in raw.pop("calibration_scores").items()
             },
+            calibration_trimmed={
+                name: tuple(positions) for name, positions in raw.pop("calibration_trimmed").items()
+            },
             **raw,
         )
     except CheckpointError as error:
@@ -209,7 +270,19 @@ def _from_1(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "calibration_scores": dict.fromkeys(raw["classes"], ())}
 
 
-_MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+def _from_2(raw: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3 says what a threshold promises; before, it was the limit that is now "assumed"."""
+    return {
+        **raw,
+        "calibration_kinds": dict.fromkeys(raw["classes"], "earlier"),
+        "calibration_trimmed": dict.fromkeys(raw["classes"], ()),
+        "false_alarm_rate": 0.01,
+        "false_alarm_confidence": None,
+        "leave_one_out": raw["model"]["score"] == "whitened",
+    }
+
+
+_MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 """From the version to the next one."""
 
 

@@ -271,6 +271,7 @@ def _image_result(record: Record, prediction: Prediction, data: Path) -> ImageRe
         threshold=prediction.threshold,
         flagged=prediction.defect,
         found_class=prediction.class_name,
+        p_value=prediction.p_value,
     )
 
 

@@ -2,25 +2,36 @@
 
 Nothing here sees a test image or a defect. Whitening and threshold come from the same images, so
 each image is scored with statistics of the *others* of its class (leave one out); scored with its
-own share in them, it would look better than the next good part will.
+own share in them, it would look better than the next good part will. The next part is scored with
+the statistics of all of them, so this is the plain jackknife: what is promised of conformal
+thresholds holds as far as one image hardly changes the statistics, and is proved for the cosine
+score only, which has none (`calibrate.crossed` has the rule that is proved, at n times the cost).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mambaadv2.calibrate import ClassCalibration, ColourScale, calibrate_classes, colour_scale
+from mambaadv2.calibrate import (
+    ClassCalibration,
+    ColourScale,
+    calibrate_classes,
+    colour_scale,
+    needed_images,
+)
 from mambaadv2.data.features import Source
 from mambaadv2.model.network import Network
 from mambaadv2.model.scoring import ResidualMoments, Scorer, class_descriptor, whitening
 
 BATCH = 16
+FEW = 10  # held-out images behind a threshold
 COLOUR_IMAGES = 16  # per class: enough for a quantile over pixels, little memory
 
 Moments = list[ResidualMoments]
@@ -77,9 +88,41 @@ def fit_on_heldout(
                 samples[name].append(joined)
         if whitened:
             scorer.fit_range(index, floors.mean(dim=0), peaks.mean(dim=0))
-    calibrated = calibrate_classes(scores)
+    calibrated = calibrate_classes(scores, leave_one_out=whitened)
     relative = [v / calibrated[name].threshold for name, maps in samples.items() for v in maps]
     return HeldOut(calibrated, colour_scale(relative), scores)
+
+
+def threshold_words(found: HeldOut, files: Mapping[str, Sequence[Path]]) -> Iterator[str]:
+    """What people should know about the thresholds, a line each.
+
+    files: by class the held-out images, in the order of the scores.
+    """
+    for name, calibrated in found.classes.items():
+        middle = float(np.median(found.scores[name]))
+        for i in calibrated.trimmed:
+            yield (
+                f"{files[name][i]}: looks mislabelled, its score is "
+                f"{found.scores[name][i] / middle:.1f} times the median of the held-out images of "
+                f"{name}; the threshold leaves it out. If it shows a defect, remove it and train "
+                "again"
+            )
+    short = {name: c for name, c in found.classes.items() if c.kind == "assumed"}
+    if short:
+        counts = ", ".join(f"{name} ({c.kept})" for name, c in short.items())
+        one = next(iter(short.values()))
+        needed = needed_images(one.rate, confidence=one.confidence)
+        yield (
+            f"{100 * one.rate:g} % of false alarms is assumed and not guaranteed where fewer than "
+            f"{needed} good images are held out: {counts}"
+        )
+    few = {name: c.images for name, c in found.classes.items() if c.images < FEW}
+    if few:
+        counts = ", ".join(f"{name} ({count})" for name, count in few.items())
+        yield (
+            f"thresholds that rest on fewer than {FEW} held-out images are guesses, mostly too "
+            f"cautious: {counts}; more good images make them better"
+        )
 
 
 def _maps_without_self(

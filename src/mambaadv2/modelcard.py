@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mambaadv2.calibrate import FALSE_ALARM_RATE
-from mambaadv2.errors import CheckpointError
+from mambaadv2.calibrate import FALSE_ALARM_RATE, ClassCalibration, recorded_calibration
+from mambaadv2.errors import CheckpointError, ConfigError
 from mambaadv2.files import read_json_object, write_atomically
 
 MODEL_CARD = "MODEL_CARD.md"
-CONFIDENCE = 0.95  # of the bound on the rate of false alarms
 
 UNKNOWN = "not recorded"
 _STRIDES = (32, 16, 8, 4)  # of the stages in `dims`; all but the first are compared
@@ -152,13 +151,15 @@ def _opening(model: Mapping[str, Any]) -> Iterator[str]:
 def _classes(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
     yield "## Classes and thresholds"
     yield ""
-    rows = []
+    rows, promises = [], []
     for name in _names(model):
         held = _at(model, "calibration_images", name)
         scores = _at(model, "calibration_scores", name)
         threshold = _at(model, "thresholds", name)
         scored = isinstance(scores, list) and len(scores) > 0 and _are_numbers(*scores, threshold)
         over = str(sum(score > threshold for score in scores)) if scored else UNKNOWN
+        promised = _promised(model, name)
+        promises += [] if promised is None else [f"- {escape(name)}: {promised.sentence}"]
         rows.append(
             [
                 escape(name),
@@ -166,19 +167,21 @@ def _classes(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
                 _known(held),
                 _number(threshold, ".6g"),
                 over,
-                _bound(held),
+                UNKNOWN if promised is None else promised.kind,
+                UNKNOWN if promised is None else f"{100 * promised.guaranteed:.2g} %",
             ]
         )
     head = ["class", "images learned from", "held out", "threshold", "held out above it"]
-    yield from _table([*head, "what no false alarm among them would allow"], rows)
+    head += ["kind", "false alarms, on average at most"]
+    yield from _table(head, rows)
     yield ""
     yield (
         "A threshold is in raw score units of its class and comes from the held-out good images "
-        f"alone. It aims at flagging {100 * FALSE_ALARM_RATE:g} % of good images, if their scores "
-        "are roughly normal; that is a wish and no guarantee. What so few images can show at best "
-        f"is in the last column: the true rate of false alarms that is still possible, with "
-        f"{100 * CONFIDENCE:g} % confidence, when none of as many fresh good images is flagged."
+        f"alone. {_aim(model)}"
     )
+    if promises:
+        yield ""
+        yield from promises
     skipped = _at(data, "skipped")
     count = len(skipped) if isinstance(skipped, list) else _at(model, "training", "skipped")
     if count:
@@ -186,11 +189,23 @@ def _classes(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
         yield f"Files left out because they could not be used: {escape(count)}, see data.json."
 
 
-def _bound(images: object) -> str:
-    """Largest rate at which no false alarm among so many images is likely enough."""
-    if type(images) is not int or images < 1:
-        return UNKNOWN
-    return f"{100 * (1 - (1 - CONFIDENCE) ** (1 / images)):.1f} %"
+def _aim(model: Mapping[str, Any]) -> str:
+    rate = _at(model, "false_alarm_rate")
+    wished = f"{100 * (rate if _are_numbers(rate) else FALSE_ALARM_RATE):g} %"
+    return (
+        f'It aims at flagging {wished} of good images. "conformal" is a threshold that keeps to it '
+        "whatever the scores' distribution, on average over the choice of the held-out images; "
+        '"assumed" is one from too few images for that, right if scores are roughly normal, and '
+        "that is a wish and no guarantee."
+    )
+
+
+def _promised(model: Mapping[str, Any], name: str) -> ClassCalibration | None:
+    """What a threshold promises; None where the file does not say it."""
+    try:
+        return recorded_calibration(model, name)
+    except ConfigError:
+        return None
 
 
 def _measured(evaluation: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]:

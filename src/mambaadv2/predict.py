@@ -176,10 +176,11 @@ def predict_to_folder(
 ) -> int:
     """Score images and write `predictions.jsonl`, `overlays/*.png` and, if `raw`, `maps/*.npy`.
 
-    A line has path, score, threshold, defect, class, width, height, ms, overlay and, if `raw`, map,
-    the last two relative to `out`; or path and error for an image that cannot be read; the others
-    go on. Returns the number of error lines. All heat maps share the model's colour scale, so they
-    can be compared. Heat maps of an earlier call that lie inside an input are not taken for images.
+    A line has path, score, p_value, threshold, defect, class, width, height, ms, overlay and, if
+    `raw`, map, the last two relative to `out`; or path and error for an image that cannot be read;
+    the others go on. Returns the number of error lines. All heat maps share the model's colour
+    scale, so they can be compared. Heat maps of an earlier call that lie inside an input are not
+    taken for images.
 
     resume: keep the lines that are there and add those that are missing; otherwise begin anew. The
     lines must be of the same model and `raw` (`predict.json` says), else `ConfigError`. Begins

@@ -24,7 +24,7 @@ from mambaadv2.predictor import Prediction, RgbImage
 
 OVERLAYS, MAPS = "overlays", "maps"  # folders of heat maps and of raw maps
 LINES, SETTINGS = "predictions.jsonl", "predict.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: lines have a p_value
 NAME_BYTES = 220  # of a picture's name; file systems take 255, and a number may follow
 
 
@@ -190,6 +190,7 @@ def _line(path: Path, prediction: Prediction, ms: float) -> dict[str, object]:
     return {
         "path": str(path),
         "score": prediction.score,
+        "p_value": prediction.p_value,
         "threshold": prediction.threshold,
         "defect": prediction.defect,
         "class": prediction.class_name,

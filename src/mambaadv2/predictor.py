@@ -12,7 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mambaadv2.calibrate import ColourScale
+from mambaadv2.calibrate import (
+    ColourScale,
+    Region,
+    RegionRule,
+    colour_marks,
+    p_values,
+    regions,
+)
 from mambaadv2.checkpoint import ModelCard, load_run
 from mambaadv2.device import choose_device
 from mambaadv2.errors import CheckpointError, DataError
@@ -31,6 +38,8 @@ class Prediction:
     score: raw image score, the maximum of the map at the network's resolution.
     threshold: of the class that was found, raw units; from held-out normal images.
     defect: score > threshold. class_name: class found from the encoder's features.
+    p_value: share of good images of that class that score this high, at most; from 1 / (n + 1) for
+    n held-out images to 1. None where the model does not know their scores.
     """
 
     map: NDArray[np.float32]
@@ -38,6 +47,7 @@ class Prediction:
     threshold: float
     defect: bool
     class_name: str
+    p_value: float | None = None
 
 
 class ImageModel(Protocol):
@@ -76,6 +86,7 @@ class Predictor:
         self.classes = card.classes
         self.image_size = card.model.image_size
         self.colour_scale = ColourScale(low=card.colour_scale[0], high=card.colour_scale[1])
+        self._peaks = {name: card.kept_scores(name) for name in card.classes}
 
     def predict(self, images: Sequence[RgbImage]) -> list[Prediction]:
         """Predict a batch of (H, W, 3) uint8 RGB images of any sizes, in one pass.
@@ -120,17 +131,43 @@ class Predictor:
         scaled = self.network.scaled(raw)
         return self.scorer(scaled, self.network.reconstruct(scaled), classes), classes
 
+    def regions(self, prediction: Prediction, *, min_area: int = 1) -> list[Region]:
+        """Places of a prediction's map above its threshold, in pixels of the image; highest first.
+
+        min_area: pixels that a place has at least. There is any only in an image that is flagged:
+        the map is interpolated from the one whose maximum is the score. A place's p-value is the
+        share of good images with as high a place anywhere, at most; with a least area above 1 it is
+        careful, since the held-out images are ranked by their highest pixel all the same.
+        """
+        peaks = self._peaks[prediction.class_name]
+        return regions(
+            prediction.map,
+            prediction.threshold,
+            rule=RegionRule(min_area=min_area),
+            peaks=peaks or None,
+        )
+
+    def colour_marks(self, class_name: str) -> list[tuple[float, float]]:
+        """(map / threshold, p-value) of a class, for the legend of a heat map; p falls.
+
+        As of `calibrate.colour_marks`; none where the model does not know the held-out scores.
+        """
+        peaks = self._peaks[class_name]
+        return colour_marks(peaks, self.card.thresholds[class_name]) if peaks else []
+
     def _prediction(
         self, values: NDArray[np.float32], index: int, size: tuple[int, int]
     ) -> Prediction:
         name = self.classes[index]
         score, threshold = float(values.max()), self.card.thresholds[name]
+        peaks = self._peaks[name]
         return Prediction(
             map=resize_map(values, size),
             score=score,
             threshold=threshold,
             defect=score > threshold,
             class_name=name,
+            p_value=float(p_values(peaks, score)) if peaks else None,
         )
 
 

@@ -45,6 +45,8 @@ class ImageResult:
     flagged: bool
     """The model's decision: True for a defect."""
     found_class: str
+    p_value: float | None = None
+    """Share of good images that score this high, at most; None where the model does not know."""
 
     @property
     def ratio(self) -> float:

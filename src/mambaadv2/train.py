@@ -19,14 +19,20 @@ from typing import Any, Literal
 import torch
 
 from mambaadv2 import __version__
-from mambaadv2.checkpoint import ModelCard, make_scorer, remove_run, save_run
+from mambaadv2.checkpoint import (
+    ModelCard,
+    calibration_fields,
+    make_scorer,
+    remove_run,
+    save_run,
+)
 from mambaadv2.data.features import CachePlan, slices
 from mambaadv2.data.verify import OnError, usable_records
 from mambaadv2.device import choose_device
 from mambaadv2.errors import CheckpointError, ConfigError, TrainingError
 from mambaadv2.files import locked, remove_unfinished, writing_to
 from mambaadv2.fit import Keeper, Plan, StepPlan, TimePlan, TrainConfig, fit, steps_per_epoch
-from mambaadv2.heldout import HeldOut, fit_on_heldout
+from mambaadv2.heldout import HeldOut, fit_on_heldout, threshold_words
 from mambaadv2.model.config import STAGE_STRIDES, ModelConfig
 from mambaadv2.model.encoder import build_encoder
 from mambaadv2.model.network import Network
@@ -61,7 +67,6 @@ from mambaadv2.scan import backends_in_use, library
 from mambaadv2.signals import StopRequest, stop_on_signal
 from mambaadv2.snapshot import Snapshot, Snapshots
 
-FEW = 10  # held-out images behind a threshold
 LEAST_SHARE = 0.1  # of `minutes`, for training, where features and calibration leave less
 
 # Length and batch of a run where the caller names none.
@@ -304,13 +309,8 @@ def _run(job: _Job, start: float, resume: bool) -> None:
                 f"{folder}: the model could not be written ({error.strerror}); free some space, "
                 "then the same command with --resume goes on from the last snapshot"
             ) from error
-        few = {name: c.images for name, c in held_out.classes.items() if c.images < FEW}
-        if few:
-            counts = ", ".join(f"{name} ({count})" for name, count in few.items())
-            log.say(
-                f"thresholds that rest on fewer than {FEW} held-out images are guesses, mostly too "
-                f"cautious: {counts}; more good images make them better"
-            )
+        for text in threshold_words(held_out, {n: p.held for n, p in job.parts.items()}):
+            log.say(text)
         log.say(f"done in {log.seconds:.0f} s after {steps} steps: {folder}")
 
 
@@ -398,9 +398,7 @@ def _card(
         model=network.config,
         encoder=network.encoder.provenance,
         classes=tuple(parts),
-        thresholds={name: c.threshold for name, c in held_out.classes.items()},
-        calibration_images={name: c.images for name, c in held_out.classes.items()},
-        calibration_scores={name: tuple(s) for name, s in held_out.scores.items()},
+        **calibration_fields(held_out.classes, held_out.scores),
         colour_scale=(held_out.colours.low, held_out.colours.high),
         training=dict(facts),
     )
