@@ -108,6 +108,11 @@ def prediction(network: Network, batch_size: int) -> tuple[Work, Work]:
         thresholds={"any": 1.0},
         calibration_images={"any": 1},
         calibration_scores={"any": (1.0,)},
+        calibration_kinds={"any": "conformal"},
+        calibration_trimmed={"any": ()},
+        false_alarm_rate=0.5,
+        false_alarm_confidence=None,
+        leave_one_out=False,
         colour_scale=(0.0, 1.0),
     )
     predictor = Predictor(network, scorer, card, torch.device("cpu"))
