@@ -209,7 +209,7 @@ def run_job(job: Job, data: CachedData, encoder: FrozenEncoder) -> Line:
         "seconds": round(log.seconds, 2),
         "images_per_second": round(log.images_per_second, 2),
         "evaluation_seconds": round(scores["whitened"].seconds, 2),
-        "scores": {kind: json.loads(found.to_json()) for kind, found in scores.items()},
+        "scores": {kind: found.content() for kind, found in scores.items()},
     }
 
 

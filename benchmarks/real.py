@@ -241,7 +241,7 @@ def benchmark(
         "seed": seed,
         "costs": {label: asdict(cost) for label, cost in costs.items()},
         "memory": {"config": asdict(config), "patches": dict(remembered.patches)},
-        "table": {label: json.loads(e.to_json()) for label, e in (rows | baselines).items()},
+        "table": {label: e.content() for label, e in (rows | baselines).items()},
         "targets": [{**asdict(target), "met": target.met} for target in judged],
     }
 

@@ -278,12 +278,15 @@ def test_the_json_file_is_complete_or_absent(data: DataSet, tmp_path: Path) -> N
     evaluation = evaluate(PaintedPredictor(), data.root, json_path=target, progress=False)
     assert [path.name for path in target.parent.iterdir()] == ["numbers.json"]
     text = target.read_text(encoding="utf-8")
-    assert text == evaluation.to_json()
     content = json.loads(text)
-    assert list(content) == ["protocol", "classes", "mean", "notes", "skipped"]
+    numbers = json.loads(evaluation.to_json())
+    assert {name: content[name] for name in numbers} == numbers
+    assert list(numbers) == [
+        *("protocol", "rules", "intervals", "classes", "mean", "notes", "skipped")
+    ]
     assert content["protocol"] == "exact"
     assert set(content["classes"]["nut"]) == {
-        *(*METRICS, "n_good", "n_defect", "n_flagged", "n_found")
+        *(*METRICS, "n_good", "n_defect", "n_flagged", "n_found", "intervals")
     }
     assert content["skipped"] == []
     assert content["classes"]["tile"]["mad"] is None

@@ -21,6 +21,7 @@ from mambaadv2 import __version__
 from mambaadv2.device import DEVICES
 from mambaadv2.errors import MambaADv2Error, TrainingInterruptedError
 from mambaadv2.model.presets import PRESETS
+from mambaadv2.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,6 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE.html",
         help="also write a page: charts, worst misses and false alarms, how it was measured",
     )
+    evaluate.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="exact",
+        help="rules of the numbers: ours, or those of published tables",
+    )
     _add_on_error(evaluate)
     _add_device(evaluate)
     evaluate.set_defaults(command=_evaluate)
@@ -159,6 +166,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     found = evaluate(
         args.run,
         args.data,
+        protocol=args.protocol,
         json_path=args.json,
         report=args.report,
         on_error=args.on_error,

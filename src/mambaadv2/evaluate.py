@@ -1,9 +1,10 @@
 """How good a model is on labelled images; the only place where metrics are run.
 
-The protocol is "exact": every anomaly map is compared with its mask in the image's own size, every
-metric is exact over all thresholds (`mambaadv2.metrics`), AUPRO goes to a false positive rate of
-0.3. Metrics are taken per class and then averaged over classes. Numbers of other protocols, with
-resized masks or a few thresholds, are not comparable.
+By default by the protocol "exact": every anomaly map is compared with its mask in the image's own
+size, and every metric is over all thresholds (`mambaadv2.metrics`), in one pass and constant
+memory: scores are counted on a fine grid, and `bounds` of the metrics say by how much that can
+matter. Metrics are taken per class and then averaged over classes. `mambaadv2.protocols` has the
+rules of other published tables, whose numbers are not comparable with these.
 
 What a class cannot tell stays undefined: null in JSON, a dash in the table, never a number. It is
 left out of the mean, and a note says so.
@@ -16,29 +17,32 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mambaadv2.data.record import Record
+from mambaadv2.data.samples import by_sample
 from mambaadv2.data.verify import read_masks, usable_records
-from mambaadv2.errors import ConfigError, UndefinedMetricError
+from mambaadv2.errors import ConfigError
+from mambaadv2.evaluation_file import evaluation_text
 from mambaadv2.files import write_atomically, writing_to
-from mambaadv2.image import read_header
-from mambaadv2.memory import free_memory
-from mambaadv2.metrics import PixelPool, image_metrics, pooled
+from mambaadv2.frames import Comparison
+from mambaadv2.measure import ClassMeasure, class_metrics
+from mambaadv2.metrics import Resampling, image_metrics
 from mambaadv2.predict import ImageModel, Prediction, load, predict_paths
+from mambaadv2.protocols import protocol_named
 from mambaadv2.provenance import Call, colour_range, data_sha256, facts, write_evaluation
 from mambaadv2.report import GalleryPicker, report_page
-from mambaadv2.results import METRICS, PROTOCOL, ClassResult, Curves, Evaluation, ImageResult
+from mambaadv2.results import METRICS, ClassResult, Evaluation, ImageResult
 
-__all__ = ["METRICS", "PROTOCOL", "ClassResult", "Evaluation", "class_metrics", "evaluate"]
+DEFAULT_RESAMPLING = Resampling()
+
+__all__ = ["METRICS", "ClassResult", "Evaluation", "class_metrics", "evaluate"]
 
 
 def evaluate(
@@ -46,6 +50,8 @@ def evaluate(
     data: Path | str,
     *,
     classes: Sequence[str] | None = None,
+    protocol: str = "exact",
+    resampling: Resampling | None = DEFAULT_RESAMPLING,
     json_path: Path | str | None = None,
     report: Path | str | None = None,
     on_error: Literal["stop", "skip"] = "stop",
@@ -62,22 +68,23 @@ def evaluate(
     data: the data set's root, the folder of one class, or a manifest.
     classes: names to evaluate, all by default. Classes the model was not trained on are evaluated
     like the others and carry a note.
-    json_path, report: files for `Evaluation.to_json` and for a page with charts and pictures,
-    written at once when all is done; their folders are made where missing.
+    protocol: "exact", "ader" or "dinomaly": the rules of `mambaadv2.protocols`.
+    resampling: how the intervals of all numbers are drawn; None for none, which is faster.
+    json_path, report: files for all numbers (`mambaadv2 compare` reads them) and for a page with
+    charts and pictures, written at once when all is done; their folders are made where missing.
     on_error: "stop" lists all files that cannot be used and does nothing else; "skip" goes on
     without them and says how many and which.
     layout: of the data set, as in `list_records`; None recognises it.
     device: of a run folder: "auto" (a GPU where there is one), "cpu" or "cuda".
     title, command: what the report says instead of the run's name and this call.
-    progress: say the memory needed and show a bar on stderr when that is a terminal.
+    progress: show a bar on stderr when that is a terminal.
 
-    The pixels' scores of one class at a time are held in memory: 4 bytes per pixel, and up to 4
-    more per pixel of images with a defect.
+    Memory does not grow with the number of images, but for their names and scores.
 
     Before any prediction: `BadFilesError` with all files that cannot be used, `DataError` for a
     wrong data set, `CheckpointError` for a run that cannot be used, `ConfigError` if a file to
-    write is a folder or the memory is too small. Then `CheckpointError` for maps that are not
-    finite.
+    write is a folder or the protocol does not fit the model. Then `CheckpointError` for maps that
+    are not finite.
 
     >>> from mambaadv2 import evaluate  # doctest: +SKIP
     >>> result = evaluate("runs/parts", "parts", report="parts.html")  # doctest: +SKIP
@@ -90,6 +97,8 @@ def evaluate(
         folder=Path(run) if isinstance(run, str | os.PathLike) else None,
         data=Path(data),
         classes=classes,
+        protocol=protocol_named(protocol),
+        resampling=resampling,
         json_path=_target("json_path", json_path),
         report=_target("report", report),
         on_error=on_error,
@@ -105,159 +114,84 @@ def evaluate(
     )
     results = _results(call, model, chosen.records, progress)
     evaluation = Evaluation(
-        classes=results, seconds=time.perf_counter() - start, skipped=chosen.skipped
+        classes=results,
+        seconds=time.perf_counter() - start,
+        skipped=chosen.skipped,
+        protocol=call.protocol,
+        resampling=resampling,
     )
     _write(call, model, evaluation, chosen.records, progress)
     return evaluation
 
 
-def class_metrics(
-    labels: NDArray[np.bool_],
-    scores: NDArray[np.floating],
-    masks: Sequence[NDArray[np.bool_]] | None,
-    maps: Sequence[NDArray[np.floating]],
-) -> ClassResult:
-    """All metrics of one class, from the truth about its N test images and what was predicted.
-
-    labels: (N,), True for a defect. scores: (N,) of the images, any unit. masks: N of (H, W), all
-    False for a good image; None where there is no ground truth. maps: N anomaly maps, each of its
-    mask's size, any unit; not looked at without masks.
-
-    Undefined metrics are None, and a note says why unless masks are missing. Raises `ValueError`
-    where a metric meets scores that are not finite or shapes that do not match.
-
-    >>> maps = [np.array([[0.1, 0.9]]), np.array([[0.2, 0.3]])]
-    >>> masks = [np.array([[False, True]]), np.array([[False, False]])]
-    >>> labels, scores = np.array([True, False]), np.array([0.9, 0.3])
-    >>> class_metrics(labels, scores, masks, maps).metrics["mad"]
-    1.0
-    """
-    marked, pool, empty = masks is not None and labels.any(), None, 0
-    if masks is not None and marked:
-        pool = pooled(masks, maps)
-        empty = sum(not mask.any() for mask, defect in zip(masks, labels, strict=True) if defect)
-    return _metrics(labels, scores, pool, empty)
-
-
-def _metrics(
-    labels: NDArray[np.bool_], scores: NDArray[np.floating], pool: PixelPool | None, empty: int
-) -> ClassResult:
-    """As `class_metrics`; empty: defect images whose mask marks nothing."""
-    notes: list[str] = []
-    metrics: dict[str, float | None] = dict.fromkeys(METRICS)
-    image_curves = pixel_curves = None
-    if not labels.any():
-        notes.append("no test image has a defect: metrics undefined")
-    elif labels.all():
-        notes.append("no test image is good: image metrics undefined")
-    else:
-        image = image_metrics(labels, scores)
-        metrics["image_auroc"] = image.auroc
-        metrics["image_ap"] = image.average_precision
-        metrics["image_f1max"] = image.f1_max
-        image_curves = Curves(roc=image.roc, precision_recall=image.precision_recall)
-    if empty:
-        notes.append(f"{empty} defect image(s) with an empty mask: good to the pixel metrics")
-    if pool is not None:
-        try:
-            pixel = pool.metrics()
-        except UndefinedMetricError:
-            notes.append("no defect pixel or no good pixel: pixel metrics undefined")
-        else:
-            metrics["pixel_auroc"] = pixel.auroc
-            metrics["pixel_ap"] = pixel.average_precision
-            metrics["pixel_f1max"] = pixel.f1_max
-            metrics["pixel_aupro"] = pixel.aupro
-            pixel_curves = Curves(roc=pixel.roc, precision_recall=pixel.precision_recall)
-    seven = [value for value in metrics.values() if value is not None]
-    metrics["mad"] = math.fsum(seven) / 7 if len(seven) == 7 else None
-    n_defect = int(np.count_nonzero(labels))
-    return ClassResult(
-        metrics=metrics,
-        n_good=len(labels) - n_defect,
-        n_defect=n_defect,
-        notes=tuple(notes),
-        image_curves=image_curves,
-        pixel_curves=pixel_curves,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Size:
-    """What of a class must be held: known from the headers of its files."""
-
-    images: int
-    pixels: int
-    """0 where pixel metrics are undefined and so no map is held."""
-    marked: int
-    """Pixels of the images with a defect."""
-
-    @classmethod
-    def of(cls, records: Sequence[Record]) -> _Size:
-        defects = [record for record in records if record.defect]
-        if not defects or any(not record.masks for record in defects):
-            return cls(len(records), 0, 0)
-        pixels = marked = 0
-        for record in records:
-            header = read_header(record.path)
-            pixels += header.width * header.height
-            marked += header.width * header.height if record.defect else 0
-        return cls(len(records), pixels, marked)
-
-    @property
-    def need(self) -> int:
-        """Bytes of memory, at most."""
-        return PixelPool.bytes_for(self.pixels, self.marked)
-
-
 def _results(
     call: Call, model: ImageModel, records: Sequence[Record], progress: bool
 ) -> dict[str, ClassResult]:
-    """Class by class, so that the maps of one class at a time are held."""
+    """Class by class."""
     by_class: dict[str, list[Record]] = {}
     for record in records:
         by_class.setdefault(record.class_name, []).append(record)
-    sizes = {name: _Size.of(members) for name, members in by_class.items()}
-    _require_memory(sizes, progress)
+    compared = Comparison(model, call.protocol)
     results: dict[str, ClassResult] = {}
     # disable=None: shown on a terminal only.
     with tqdm(total=len(records), unit="image", disable=None if progress else True) as bar:
         for name, members in by_class.items():
             bar.set_description(name)
-            results[name] = _class_result(call, model, members, sizes[name], bar)
+            results[name] = _class_result(call, model, compared, members, bar)
     return results
 
 
 def _class_result(
-    call: Call, model: ImageModel, records: Sequence[Record], size: _Size, bar: tqdm
+    call: Call, model: ImageModel, compared: Comparison, records: Sequence[Record], bar: tqdm
 ) -> ClassResult:
-    pool = PixelPool(size.pixels, size.marked, np.dtype(np.float32)) if size.pixels else None
+    defects = [record for record in records if record.defect]
+    marked = bool(defects) and all(record.masks for record in defects)
+    measure = ClassMeasure(call.protocol, call.resampling, pixels=marked)
     picker = None if call.report is None else GalleryPicker(colour_range(model))
-    images: list[ImageResult] = []
-    empty = 0
-    found = predict_paths(model, [record.path for record in records])
+    found = predict_paths(compared.decider, [record.path for record in records])
     for record, (path, rgb, prediction, _) in zip(records, found, strict=True):
         assert path == record.path, (path, record.path)
-        mask = None
-        if record.masks and (pool is not None or picker is not None):
-            mask = read_masks(record)
-            empty += pool is not None and mask is not None and not mask.any()
-        images.append(_image_result(record, prediction, call.data))
-        if pool is not None:
-            good = np.zeros(rgb.shape[:2], dtype=np.bool_)
-            pool.add(good if mask is None else mask, prediction.map)
+        mask = read_masks(record)
+        image = _image_result(record, prediction, call.data)
+        image = dataclasses.replace(
+            image,
+            pixels=rgb.shape[0] * rgb.shape[1],
+            defect_pixels=None if mask is None else int(np.count_nonzero(mask)),
+        )
+        if marked or call.protocol.map_size is not None:
+            values = compared.map(rgb, prediction)
+            image = dataclasses.replace(image, ranked=compared.score(values, prediction))
+            measure.add(image, values, None if mask is None else compared.mask(mask))
+        else:
+            measure.add(image)
         if picker is not None:
             _require_threshold(prediction)
-            picker.add(images[-1], rgb, prediction.map, mask)
+            picker.add(image, rgb, prediction.map, mask)
         bar.update()
-    labels = np.array([image.defect for image in images])
-    result = _metrics(labels, np.array([image.score for image in images]), pool, empty)
+    result = measure.result()
     return dataclasses.replace(
         result,
         notes=(*_notes(model, records), *result.notes),
-        images=tuple(images),
+        samples=_samples(records, result),
         gallery=None if picker is None else picker.gallery(),
     )
+
+
+def _samples(records: Sequence[Record], result: ClassResult) -> dict[str, float]:
+    """The image metrics of pieces, where several images show one."""
+    if any(record.sample is None for record in records):
+        return {}
+    scores = [i.score if i.ranked is None else i.ranked for i in result.images]
+    labels, highest = by_sample(records, scores)
+    if len(labels) == len(records) or labels.all() or not labels.any():
+        return {}
+    found = image_metrics(labels, highest)
+    return {
+        "n": len(labels),
+        "auroc": found.auroc,
+        "ap": found.average_precision,
+        "f1max": found.f1_max,
+    }
 
 
 def _image_result(record: Record, prediction: Prediction, data: Path) -> ImageResult:
@@ -272,6 +206,7 @@ def _image_result(record: Record, prediction: Prediction, data: Path) -> ImageRe
         flagged=prediction.defect,
         found_class=prediction.class_name,
         p_value=prediction.p_value,
+        sample=record.sample,
     )
 
 
@@ -284,26 +219,6 @@ def _notes(model: ImageModel, records: Sequence[Record]) -> list[str]:
     if records[0].class_name not in model.classes:
         notes.append("the model was not trained on this class")
     return notes
-
-
-def _require_memory(sizes: Mapping[str, _Size], progress: bool) -> None:
-    name, size = max(sizes.items(), key=lambda item: item[1].need)
-    if not size.need:
-        return
-    free = free_memory()
-    if size.need > free:
-        raise ConfigError(
-            f"class {name!r}: its maps ({size.images} images, {size.pixels / 1e6:.0f} million "
-            f"pixels) need up to {_amount(size.need)} of memory, {_amount(free)} are free; "
-            "evaluate where there is more, or fewer or smaller test images of this class"
-        )
-    images = f"{size.images} image{'s' if size.images > 1 else ''}"
-    need = _amount(size.need)
-    _say(f"memory: up to {need} for the maps of the largest class, {name} ({images})", progress)
-
-
-def _amount(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 0.95e9 else f"{size / 1e6:.1f} MB"
 
 
 def _require_threshold(prediction: Prediction) -> None:
@@ -322,11 +237,11 @@ def _write(
     progress: bool,
 ) -> None:
     """Everything that was asked for, and what belongs into the run folder."""
-    if call.json_path is not None:
-        write_atomically(call.json_path, evaluation.to_json().encode())
-    if call.folder is None and call.report is None:
+    if call.json_path is call.folder is call.report is None:
         return
     digest = data_sha256(records)
+    if call.json_path is not None:
+        write_atomically(call.json_path, evaluation_text(evaluation, digest).encode())
     if call.report is not None:
         page = report_page(evaluation, facts(call, model, evaluation, digest))
         # The name of a file may be no text.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,6 +131,13 @@ class Predictor:
         classes = self.scorer.find_class(raw)
         scaled = self.network.scaled(raw)
         return self.scorer(scaled, self.network.reconstruct(scaled), classes), classes
+
+    def unsmoothed(self) -> Predictor:
+        """The same model with maps as they are before the Gaussian; its scores are not comparable
+        with the thresholds."""
+        scorer = copy.copy(self.scorer)
+        scorer.sigma = 0.0
+        return Predictor(self.network, scorer, self.card, self.device)
 
     def regions(self, prediction: Prediction, *, min_area: int = 1) -> list[Region]:
         """Places of a prediction's map above its threshold, in pixels of the image; highest first.

@@ -13,10 +13,13 @@ from pathlib import Path
 
 from mambaadv2.checkpoint import ModelCard, read_card
 from mambaadv2.data.record import Record
+from mambaadv2.evaluation_file import evaluation_text
 from mambaadv2.files import file_sha256, read_json_object, write_atomically
+from mambaadv2.metrics import Resampling
 from mambaadv2.predict import ImageModel, Predictor
+from mambaadv2.protocols import EXACT, Protocol
 from mambaadv2.report import Facts
-from mambaadv2.results import Evaluation, json_text
+from mambaadv2.results import LEVEL, Evaluation
 
 EVALUATION = "evaluation.json"
 
@@ -37,6 +40,8 @@ class Call:
     command: str | None
     time: datetime
     layout: str | None = None
+    protocol: Protocol = EXACT
+    resampling: Resampling | None = None
 
     def named(self) -> str:
         """The report's title: the one asked for, else the run's name."""
@@ -52,6 +57,7 @@ class Call:
             run = "model" if self.folder is None else repr(str(self.folder))
             chosen = "" if self.classes is None else f", classes={list(self.classes)!r}"
             chosen += "" if self.layout is None else f", layout={self.layout!r}"
+            chosen += "" if self.protocol == EXACT else f", protocol={self.protocol.name!r}"
             return (
                 f"mambaadv2.evaluate({run}, {str(self.data)!r}{chosen}, "
                 f"on_error={self.on_error!r}, device={self.device!r})"
@@ -60,6 +66,7 @@ class Call:
         for flag, path in (("--json", self.json_path), ("--report", self.report)):
             words += [] if path is None else [flag, str(path)]
         words += [] if self.layout is None else ["--layout", self.layout]
+        words += [] if self.protocol == EXACT else ["--protocol", self.protocol.name]
         words += [] if self.on_error == "stop" else ["--on-error", self.on_error]
         words += [] if self.device == "auto" else ["--device", self.device]
         return shlex.join(words)
@@ -91,11 +98,10 @@ def write_evaluation(folder: Path, evaluation: Evaluation, time: datetime, diges
     content = {
         "mambaadv2": __version__,
         "time_utc": time.isoformat(timespec="seconds"),
-        "data_sha256": digest,
         "weights_sha256": read_card(folder)[1],
-        **evaluation.content(),
     }
-    write_atomically(folder / EVALUATION, json_text(content).encode())
+    text = evaluation_text(evaluation, digest, content)
+    write_atomically(folder / EVALUATION, text.encode())
     write_model_card(folder)
 
 
@@ -107,8 +113,11 @@ def facts(call: Call, model: ImageModel, evaluation: Evaluation, digest: str) ->
     time = call.time.strftime("%Y-%m-%d %H:%M UTC")
     tables: dict[str, Mapping[str, object]] = {
         "Evaluation": {
-            "protocol": f"{evaluation.protocol}: maps and masks in the image's own size, exact "
-            "over all thresholds, AUPRO to a false positive rate of 0.3",
+            "protocol": evaluation.protocol.line(),
+            "intervals": None
+            if evaluation.resampling is None
+            else f"{LEVEL:.0%}, BCa from {evaluation.resampling.replicates} resamplings of the "
+            f"images, seed {evaluation.resampling.seed}",
             "data set": call.data,
             "SHA-256 of the test files": digest,
             "time": time,

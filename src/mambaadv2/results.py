@@ -1,29 +1,35 @@
-"""What an evaluation found: plain values, the table of a terminal and the JSON file."""
+"""What an evaluation found: plain values, the table of a terminal and the numbers of a file."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mambaadv2.errors import Problem
+from mambaadv2.metrics import Interval, Resampling, Sampled, mean_sampled
+from mambaadv2.protocols import EXACT, Protocol
 
-PROTOCOL = "exact"
-
-METRICS = (
+SEVEN = (
     *("image_auroc", "image_ap", "image_f1max"),
-    *("pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro", "mad"),
+    *("pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro"),
 )
-"""Names of the seven metrics and of their mean, in the order of every table."""
+"""The metrics whose mean is mAD."""
 
-_HEADINGS = dict(
+METRICS = (*SEVEN, "mad", "pixel_iou_max")
+"""The seven metrics, their mean, and mIoU-max, in the order of every table."""
+
+HEADINGS = dict(
     zip(
         METRICS,
-        ("I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "P-AUPRO", "mAD"),
+        ("I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "P-AUPRO", "mAD", "P-IoUmax"),
         strict=True,
     )
 )
+
+LEVEL = 0.95
+"""Of all intervals."""
 
 Points = tuple[tuple[float, float], ...]
 
@@ -47,6 +53,14 @@ class ImageResult:
     found_class: str
     p_value: float | None = None
     """Share of good images that score this high, at most; None where the model does not know."""
+    ranked: float | None = None
+    """The protocol's image score, which the image metrics rank; None where it is `score`."""
+    sample: str | None = None
+    """What names the photographed piece, where several images show it."""
+    defect_pixels: int | None = None
+    """Pixels of the true defect in the image as it is; None without a mask."""
+    pixels: int | None = None
+    """Pixels of the image as it is."""
 
     @property
     def ratio(self) -> float:
@@ -99,6 +113,10 @@ class ClassResult:
 
     metrics: Mapping[str, float | None]
     """One value for each of `METRICS`, 0..1, None where undefined; `mad` needs all seven."""
+    sampled: Mapping[str, Sampled] = field(default_factory=dict)
+    """The defined ones with their replicates; empty where intervals were not asked for."""
+    samples: Mapping[str, float] = field(default_factory=dict)
+    """Of pieces that several images show: "auroc", "ap", "f1max" and "n"; empty without any."""
     n_good: int
     """Good test images."""
     n_defect: int
@@ -113,6 +131,10 @@ class ClassResult:
     """None where the pixel metrics are undefined."""
     gallery: Gallery | None = None
     """None unless a report was asked for."""
+
+    def interval(self, metric: str) -> Interval | None:
+        """Where a metric lies for other images of this kind; None where undefined or not asked."""
+        return interval_of(self.sampled.get(metric))
 
     @property
     def n_flagged(self) -> int:
@@ -141,7 +163,9 @@ class Evaluation:
     """Wall clock for checking the files, predictions and metrics."""
     skipped: tuple[Problem, ...] = ()
     """Files that could not be used and were left out."""
-    protocol: str = field(default=PROTOCOL, init=False)
+    protocol: Protocol = EXACT
+    resampling: Resampling | None = None
+    """What the intervals come from; None without any."""
 
     @property
     def images(self) -> int:
@@ -157,44 +181,80 @@ class Evaluation:
             means[metric] = math.fsum(values) / len(values) if values else None
         return means
 
+    def interval(self, metric: str) -> Interval | None:
+        """Of the mean over classes; the classes stay as they are, only their images vary."""
+        parts = [
+            result.sampled.get(metric)
+            for result in self.classes.values()
+            if result.metrics[metric] is not None
+        ]
+        known = [part for part in parts if part is not None]
+        if not known or len(known) < len(parts):
+            return None
+        return interval_of(mean_sampled(known))
+
     @property
     def n_classes(self) -> dict[str, int]:
         """Per metric, the number of classes that have it and so enter the mean."""
         return {metric: len(self._values(metric)) for metric in METRICS}
 
     def content(self) -> dict[str, object]:
-        """The numbers as `to_json` writes them, 0..1 and None where undefined."""
+        """The numbers, 0..1 and None where undefined, for JSON."""
         return {
-            "protocol": self.protocol,
+            "protocol": self.protocol.name,
+            "rules": self.protocol.rules(),
+            "intervals": None if self.resampling is None else _said(self.resampling),
             "classes": {name: _class_content(result) for name, result in self.classes.items()},
-            "mean": {**self.mean, "n_classes": self.n_classes},
+            "mean": {
+                **self.mean,
+                "n_classes": self.n_classes,
+                "intervals": _pairs({metric: self.interval(metric) for metric in METRICS}),
+            },
             "notes": {name: result.notes for name, result in self.classes.items() if result.notes},
             "skipped": [{"path": str(p.path), "error": p.message} for p in self.skipped],
         }
 
     def to_json(self) -> str:
-        """Return the numbers as JSON text, 0..1 and null where undefined, in a fixed order."""
+        """Return the numbers as JSON text; a file with every image is `evaluate`'s `json_path`."""
         return json_text(self.content())
 
     def table(self) -> str:
         """Return the numbers as text in percent, a dash where undefined, with footnotes.
 
-        Of the files left out the first ten are named; the JSON names them all.
+        Below each row stand the intervals, where they were asked for. Of the files left out the
+        first ten are named; the JSON names them all.
         """
-        rows = [["class", *_HEADINGS.values(), "good", "defect"]]
+        rows = [["class", *HEADINGS.values(), "good", "defect"]]
         for name, result in self.classes.items():
             marked = f"{name}*" if result.notes else name
             rows.append(_row(marked, result.metrics, result.n_good, result.n_defect))
+            if self.resampling is not None:
+                rows.append(_interval_row(result.interval))
         n_good = sum(result.n_good for result in self.classes.values())
         rows.append(_row("mean", self.mean, n_good, self.images - n_good))
+        if self.resampling is not None:
+            rows.append(_interval_row(self.interval))
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-        lines = [f"Protocol {self.protocol}, in percent", ""]
+        lines = [f"Protocol {self.protocol.line()}", "In percent", ""]
+        if self.resampling is not None:
+            lines[1] += f"; below each number its {LEVEL:.0%} interval over images"
         for name, *cells in rows:
             padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-            lines.append("  ".join((name.ljust(widths[0]), *padded)))
-        lines += ["", *self.footnotes(), *self._decisions(), *_skipped_lines(self.skipped)]
+            lines.append("  ".join((name.ljust(widths[0]), *padded)).rstrip())
+        lines += ["", *self.footnotes(), *self._samples(), *self._decisions()]
+        lines += _skipped_lines(self.skipped)
         lines.append(f"{self.images} images in {self.seconds:.1f} s")
         return "\n".join(lines)
+
+    def _samples(self) -> list[str]:
+        """The metrics of pieces, where several images show one."""
+        return [
+            f"{name}: over {found['n']:.0f} pieces, the highest of each one's views: AUROC "
+            f"{100 * found['auroc']:.1f}, AP {100 * found['ap']:.1f}, "
+            f"F1max {100 * found['f1max']:.1f}"
+            for name, found in ((name, r.samples) for name, r in self.classes.items())
+            if found
+        ]
 
     def _decisions(self) -> list[str]:
         """What the stored thresholds make of the images: a good ranking may go with a poor one."""
@@ -211,7 +271,7 @@ class Evaluation:
             f"* {name}: {note}" for name, result in self.classes.items() for note in result.notes
         ]
         headings_without: dict[tuple[str, ...], list[str]] = {}
-        for metric, heading in _HEADINGS.items():
+        for metric, heading in HEADINGS.items():
             without = tuple(
                 name for name, result in self.classes.items() if result.metrics[metric] is None
             )
@@ -226,6 +286,17 @@ class Evaluation:
         return [value for value in values if value is not None]
 
 
+def interval_of(sampled: Sampled | None) -> Interval | None:
+    """The interval of a metric's replicates, None where no replicate has a value."""
+    found = None if sampled is None else sampled.interval(LEVEL)
+    return None if found is None or math.isnan(found.low) else found
+
+
+def percents(interval: Interval | None) -> str:
+    """Both ends in percent with one decimal, a dash where there is no interval."""
+    return "-" if interval is None else f"{100 * interval.low:.1f}-{100 * interval.high:.1f}"
+
+
 def json_text(content: Mapping[str, object]) -> str:
     """JSON for a file: readable, no NaN. Escaped, because a file's name may be no text."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -236,13 +307,34 @@ def _class_content(result: ClassResult) -> dict[str, object]:
     content |= {"n_good": result.n_good, "n_defect": result.n_defect}
     if result.images:
         content |= {"n_flagged": result.n_flagged, "n_found": result.n_found}
+    if result.samples:
+        content["samples"] = dict(result.samples)
+    content["intervals"] = _pairs({metric: result.interval(metric) for metric in METRICS})
     return content
+
+
+def _pairs(intervals: Mapping[str, Interval | None]) -> dict[str, tuple[float, float]]:
+    return {name: (found.low, found.high) for name, found in intervals.items() if found}
+
+
+def _said(resampling: Resampling) -> dict[str, object]:
+    return {
+        "method": "Poisson bootstrap over images, BCa",
+        "level": LEVEL,
+        "seed": resampling.seed,
+        "replicates": resampling.replicates,
+        "groups": resampling.groups,
+    }
 
 
 def _row(name: str, metrics: Mapping[str, float | None], n_good: int, n_defect: int) -> list[str]:
     values = (metrics[metric] for metric in METRICS)
-    percents = ("-" if value is None else f"{100 * value:.1f}" for value in values)
-    return [name, *percents, str(n_good), str(n_defect)]
+    shown = ("-" if value is None else f"{100 * value:.1f}" for value in values)
+    return [name, *shown, str(n_good), str(n_defect)]
+
+
+def _interval_row(interval: Callable[[str], Interval | None]) -> list[str]:
+    return ["", *(percents(interval(metric)) for metric in METRICS), "", ""]
 
 
 def _skipped_lines(skipped: Sequence[Problem], most: int = 10) -> list[str]:

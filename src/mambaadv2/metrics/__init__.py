@@ -23,6 +23,7 @@ from mambaadv2.metrics.ranking import (
 )
 from mambaadv2.metrics.region import PixelMetrics, PixelPool, aupro, pixel_metrics, pooled
 from mambaadv2.metrics.saved import load_images, load_pool, save_images, save_pool
+from mambaadv2.metrics.spaced import Spacing
 from mambaadv2.metrics.streaming import StreamedMetrics, StreamingPool
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RankingMetrics",
     "Resampling",
     "Sampled",
+    "Spacing",
     "StreamedMetrics",
     "StreamingPool",
     "aupro",

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from mambaadv2.metrics.bootstrap import Resampling, Sampled
 from mambaadv2.metrics.counted import Rows, counted_rows
-from mambaadv2.metrics.grid import Grid, Keys
+from mambaadv2.metrics.grid import Grid, Keys, key_scores
+from mambaadv2.metrics.spaced import Spacing, spaced_rows
 
 PAGES, PAGE_BITS = 8, 8
 BLOCK = 64  # images that wait, so that adding them is a product of matrices
@@ -72,9 +73,11 @@ class PixelReplicates:
         found = self._metrics(fpr_limit)
         return {name: abs(float(found[name][0]) - value) for name, value in values.items()}
 
-    def sampled(self, values: Mapping[str, float], fpr_limit: float) -> dict[str, Sampled]:
+    def sampled(
+        self, values: Mapping[str, float], fpr_limit: float, spacing: Spacing | None = None
+    ) -> dict[str, Sampled]:
         """Each metric with its replicates, moved so that the whole has the value given."""
-        found = self._metrics(fpr_limit)
+        found = self._metrics(fpr_limit, spacing)
         last = 1 + self.resampling.replicates
         sampled: dict[str, Sampled] = {}
         for name, value in values.items():
@@ -111,10 +114,11 @@ class PixelReplicates:
         self._images.clear()
         self._marked.clear()
 
-    def _metrics(self, fpr_limit: float) -> dict[str, Rows]:
+    def _metrics(self, fpr_limit: float, spacing: Spacing | None = None) -> dict[str, Rows]:
         """Of the whole, of each replicate, and of the whole without each part."""
         self._count()
-        _, at = self.grid.bins()
+        keys, at = self.grid.bins()
+        scores = key_scores(keys)
         last = self.resampling.replicates
         tables = {kind: self.grid.tables[kind] for kind in KINDS}
         parts = {kind: table[last:, at] for kind, table in tables.items()}
@@ -125,10 +129,10 @@ class PixelReplicates:
             {kind: table[start : min(start + BLOCK, last), at] for kind, table in tables.items()}
             for start in range(0, last, BLOCK)
         )
-        found = [
-            counted_rows(**rows, fpr_limit=fpr_limit) for rows in chain([whole], drawn, [left_out])
-        ]
-        return {
-            name: np.concatenate([part.by_name()[name] for part in found])
-            for name in found[0].by_name()
-        }
+        found = []
+        for rows in chain([whole], drawn, [left_out]):
+            every = counted_rows(**rows, fpr_limit=fpr_limit).by_name()
+            found.append(
+                every if spacing is None else every | spaced_rows(scores, **rows, spacing=spacing)
+            )
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}

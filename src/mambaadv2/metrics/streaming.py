@@ -26,6 +26,7 @@ from mambaadv2.metrics.grid import Grid, key_scores, ordered_keys
 from mambaadv2.metrics.ranking import Ranking, RankingMetrics, counted_metrics
 from mambaadv2.metrics.region import FPR_LIMIT, check_image
 from mambaadv2.metrics.replicates import PixelReplicates
+from mambaadv2.metrics.spaced import Spacing, spaced_rows
 
 PAGES, PAGE_BITS = (
     256,
@@ -33,6 +34,7 @@ PAGES, PAGE_BITS = (
 )  # 2^20 bins: 24 MB, and 20 bits of a score if they spread over all floats
 WEIGHT_BITS = 40
 MAX_REGIONS = 2 ** (62 - WEIGHT_BITS)
+NAMES = ("auroc", "average_precision", "f1_max", "aupro", "iou_max")
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)
 
@@ -189,8 +191,30 @@ class StreamingPool:
             precision_recall=found.precision_recall,
         )
 
-    def sampled(self, *, fpr_limit: float = FPR_LIMIT) -> dict[str, Sampled]:
-        """Each metric with its replicates, by its name in `StreamedMetrics`.
+    def values(
+        self, *, fpr_limit: float = FPR_LIMIT, spacing: Spacing | None = None
+    ) -> dict[str, float]:
+        """Each metric by its name in `StreamedMetrics`, over few thresholds where `spacing` says.
+
+        NaN where few thresholds leave one undefined. Raises as `metrics`.
+        """
+        found = self.metrics(fpr_limit=fpr_limit)
+        values = {name: float(getattr(found, name)) for name in NAMES}
+        return values if spacing is None else values | self._spaced(spacing)
+
+    def _spaced(self, spacing: Spacing) -> dict[str, float]:
+        counts = {name: self.grid.counts(name)[None] for name in ("all", "defect", "region")}
+        held = np.flatnonzero(counts["all"][0])
+        parts = {name: table[:, held] for name, table in counts.items()}
+        scores = key_scores(self.grid.keys_of(held))
+        good = parts["all"] - parts["defect"]
+        found = spaced_rows(scores, good, parts["defect"], parts["region"], spacing)
+        return {name: float(row[0]) for name, row in found.items()}
+
+    def sampled(
+        self, *, fpr_limit: float = FPR_LIMIT, spacing: Spacing | None = None
+    ) -> dict[str, Sampled]:
+        """Each of `values` with its replicates.
 
         Replicates are counted on a coarser grid and moved so that the whole has its exact value;
         `PixelReplicates.resolution` tells by how much. Raises `ValueError` without `resampling`,
@@ -198,17 +222,8 @@ class StreamingPool:
         """
         if self.replicates is None:
             raise ValueError("this pool has no resampling: StreamingPool(resampling=Resampling())")
-        found = self.metrics(fpr_limit=fpr_limit)
-        return self.replicates.sampled(
-            {
-                "auroc": found.auroc,
-                "average_precision": found.average_precision,
-                "f1_max": found.f1_max,
-                "aupro": found.aupro,
-                "iou_max": found.iou_max,
-            },
-            fpr_limit,
-        )
+        values = self.values(fpr_limit=fpr_limit, spacing=spacing)
+        return self.replicates.sampled(values, fpr_limit, spacing)
 
     def _steps(self) -> Steps:
         grid = self.grid

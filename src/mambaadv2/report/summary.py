@@ -11,8 +11,8 @@ from mambaadv2.report.charts import line_chart
 from mambaadv2.report.facts import Facts
 from mambaadv2.results import METRICS, ClassResult, Evaluation
 
-_GROUPS = (("Image", 3), ("Pixel", 4), ("All", 1))
-_NAMES = ("AUROC", "AP", "F1-max", "AUROC", "AP", "F1-max", "AUPRO", "mAD")
+_GROUPS = (("Image", 3), ("Pixel", 4), ("All", 2))
+_NAMES = ("AUROC", "AP", "F1-max", "AUROC", "AP", "F1-max", "AUPRO", "mAD", "IoU-max")
 _WEAKEST = 6
 
 
@@ -38,7 +38,7 @@ def head(evaluation: Evaluation, facts: Facts) -> str:
         (
             f"<h1>{escape(facts.title)}</h1>",
             f"<p class=soft>{classes}, {evaluation.images} test images, protocol "
-            f"{escape(evaluation.protocol)}, {escape(facts.time)}</p>",
+            f"{escape(evaluation.protocol.name)}, {escape(facts.time)}</p>",
             _cards(evaluation),
             _weakest(evaluation),
             "<h2>All classes</h2>",

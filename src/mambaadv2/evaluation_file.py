@@ -1,0 +1,172 @@
+"""An evaluation as a JSON file, and back: numbers, every image, and what intervals are made of."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambaadv2.errors import DataError, Problem
+from mambaadv2.metrics import Resampling, Sampled, mean_sampled
+from mambaadv2.protocols import PROTOCOLS
+from mambaadv2.results import METRICS, SEVEN, ClassResult, Evaluation, ImageResult
+
+SCHEMA = 2
+"""1 had neither intervals nor images and cannot be read."""
+
+COLUMNS = (
+    *("name", "kind", "defect", "score", "threshold", "flagged", "found_class", "p_value"),
+    *("ranked", "sample", "defect_pixels", "pixels"),
+)
+"""Of `ImageResult`, in the order of the file."""
+
+_FLOAT = "<f4"
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """An evaluation that was read; its classes have no curves and no gallery."""
+
+    path: Path
+    evaluation: Evaluation
+    data_sha256: str
+
+
+def evaluation_text(
+    evaluation: Evaluation, data_sha256: str, more: Mapping[str, object] | None = None
+) -> str:
+    """The file's content. more: further fields, at the top.
+
+    Numbers are 0..1, null where undefined. "images" has a row of `COLUMNS` per image, a line each;
+    "replicates" has per class and metric base64 of little-endian float32, NaN where undefined.
+    """
+    lines: list[str] = []
+
+    def row(values: object) -> str:
+        lines.append(json.dumps(values, allow_nan=False))
+        return f"\0{len(lines) - 1}\0"
+
+    content: dict[str, object] = {
+        "schema": SCHEMA,
+        **(more or {}),
+        "data_sha256": data_sha256,
+        "seconds": round(evaluation.seconds, 3),
+        **evaluation.content(),
+        "columns": row(COLUMNS),
+        "images": {
+            name: [row([getattr(image, column) for column in COLUMNS]) for image in result.images]
+            for name, result in evaluation.classes.items()
+        },
+        "replicates": {
+            name: {
+                metric: {"drawn": _packed(found.replicates), "left_out": _packed(found.left_out)}
+                for metric, found in result.sampled.items()
+                if metric != "mad"
+            }
+            for name, result in evaluation.classes.items()
+        },
+    }
+    parts = json.dumps(content, indent=2, allow_nan=False).split('"\\u0000')
+    text = parts[0] + "".join(
+        lines[int(number)] + rest
+        for number, _, rest in (part.partition('\\u0000"') for part in parts[1:])
+    )
+    return text + "\n"
+
+
+def read_evaluation(path: Path | str) -> Filed:
+    """Read what `mambaadv2 evaluate --json` wrote, or the evaluation.json of a run folder.
+
+    Raises `DataError` naming the file and the field for anything else.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "evaluation.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: expected the JSON of an evaluation, it cannot be read ({error}); make it "
+            "with 'mambaadv2 evaluate RUN DATA --json FILE'"
+        ) from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise DataError(
+            f"{file}: schema: expected {SCHEMA}, got {schema!r}; evaluate again with this version"
+        )
+    try:
+        return Filed(file, _evaluation(content), str(content["data_sha256"]))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"{file}: expected the JSON of an evaluation, it lacks or has wrong: {error}; it was "
+            "changed or is damaged, evaluate again"
+        ) from error
+
+
+def _evaluation(content: Mapping[str, Any]) -> Evaluation:
+    protocol = PROTOCOLS[content["protocol"]]
+    if content["rules"] != protocol.rules():
+        raise ValueError(
+            f"rules: protocol {protocol.name} of another version, {content['rules']!r}"
+        )
+    said = content["intervals"]
+    return Evaluation(
+        classes={
+            name: _class(name, values, content) for name, values in content["classes"].items()
+        },
+        seconds=float(content["seconds"]),
+        skipped=tuple(Problem(Path(p["path"]), p["error"]) for p in content["skipped"]),
+        protocol=protocol,
+        resampling=None
+        if said is None
+        else Resampling(**{name: int(said[name]) for name in ("seed", "replicates", "groups")}),
+    )
+
+
+def _class(name: str, values: Mapping[str, Any], content: Mapping[str, Any]) -> ClassResult:
+    metrics = {metric: _metric(name, metric, values[metric]) for metric in METRICS}
+    sampled: dict[str, Sampled] = {}
+    for metric, packed in content["replicates"].get(name, {}).items():
+        value = metrics[metric]
+        if value is None:
+            raise ValueError(f"replicates: {name} {metric} has some and no value")
+        sampled[metric] = Sampled(value, _unpacked(packed["drawn"]), _unpacked(packed["left_out"]))
+    if all(metric in sampled for metric in SEVEN):
+        sampled["mad"] = mean_sampled([sampled[metric] for metric in SEVEN])
+    return ClassResult(
+        metrics=metrics,
+        sampled=sampled,
+        samples=values.get("samples", {}),
+        n_good=int(values["n_good"]),
+        n_defect=int(values["n_defect"]),
+        notes=tuple(content["notes"].get(name, ())),
+        images=tuple(
+            ImageResult(**dict(zip(content["columns"], row, strict=True)))
+            for row in content["images"][name]
+        ),
+    )
+
+
+def _metric(name: str, metric: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"classes: {name} {metric}: expected 0..1 or null, got {value!r}")
+    return float(value)
+
+
+def _packed(values: NDArray[np.float64]) -> str:
+    return base64.b64encode(values.astype(_FLOAT).tobytes()).decode("ascii")
+
+
+def _unpacked(text: str) -> NDArray[np.float64]:
+    values = np.frombuffer(base64.b64decode(text, validate=True), dtype=_FLOAT).astype(np.float64)
+    if not (np.isnan(values) | ((values >= 0) & (values <= 1))).all() or not values.size:
+        raise ValueError("replicates: expected numbers of 0..1")
+    return values
