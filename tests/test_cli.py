@@ -35,8 +35,8 @@ SURFACE = {
     ],
     "check": ["--help", "--json", "--layout", "--sheets", "-h", "DATA"],
     "evaluate": [
-        *["--device", "--help", "--json", "--layout", "--on-error", "--report", "-h", "DATA"],
-        "RUN",
+        *["--device", "--help", "--json", "--layout", "--on-error", "--protocol", "--report"],
+        *["-h", "DATA", "RUN"],
     ],
     "predict": [
         *["--batch-size", "--device", "--help", "--out", "--raw", "--resume", "-h", "INPUT", "RUN"],
@@ -191,10 +191,13 @@ def test_the_functions_behind_take_what_is_passed(
 def test_evaluate_prints_the_table(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate = Recorder(SimpleNamespace(table=lambda: "the table"))
     install("mambaadv2.evaluate", evaluate=evaluate)
-    flags = "--json m.json --report r.html --on-error skip --device cpu --layout visa"
+    flags = (
+        "--json m.json --report r.html --on-error skip --device cpu --layout visa --protocol ader"
+    )
     assert cli.main(["evaluate", "run", "data", *flags.split()]) == 0
     assert evaluate.args == (Path("run"), Path("data"))
     assert evaluate.kwargs == {
+        "protocol": "ader",
         "json_path": Path("m.json"),
         "report": Path("r.html"),
         "on_error": "skip",

@@ -92,26 +92,23 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate", help="measure a run on labelled images", allow_abbrev=False
     )
-    _add_run(evaluate)
-    _add_data(evaluate)
-    evaluate.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the numbers to FILE"
-    )
-    evaluate.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE.html",
-        help="also write a page: charts, worst misses and false alarms, how it was measured",
-    )
-    evaluate.add_argument(
-        "--protocol",
-        choices=PROTOCOLS,
-        default="exact",
-        help="rules of the numbers: ours, or those of published tables",
-    )
-    _add_on_error(evaluate)
-    _add_device(evaluate)
+    _add_evaluate_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
+
+    compare = commands.add_parser(
+        "compare", help="two evaluations: what differs, and by how much", allow_abbrev=False
+    )
+    for name in ("first", "second"):
+        compare.add_argument(
+            name, type=Path, metavar=name.upper(), help="JSON of an evaluation, or a run folder"
+        )
+    compare.set_defaults(command=_compare)
+
+    results = commands.add_parser(
+        "results", help="published numbers, beside one's own run", allow_abbrev=False
+    )
+    _add_results_arguments(results)
+    results.set_defaults(command=_results)
 
     predict = commands.add_parser(
         "predict", help="score images and write heat maps", allow_abbrev=False
@@ -174,6 +171,22 @@ def _evaluate(args: argparse.Namespace) -> int:
         device=args.device,
     )
     print(found.table())
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from mambaadv2.compare import compare
+
+    print(compare(args.first, args.second))
+    return 0
+
+
+def _results(args: argparse.Namespace) -> int:
+    from mambaadv2.evaluation_file import read_evaluation
+    from mambaadv2.published import results_table
+
+    own = None if args.run is None else read_evaluation(args.run)
+    print(results_table(args.dataset, own, args.protocol))
     return 0
 
 
@@ -247,6 +260,36 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the interrupted run in RUN"
     )
+
+
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_data(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="also write a page: charts, worst misses and false alarms, how it was measured",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="exact",
+        help="rules of the numbers: ours, or those of published tables",
+    )
+    _add_on_error(parser)
+    _add_device(parser)
+
+
+def _add_results_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", nargs="?", type=Path, metavar="RUN", help="own evaluation: its JSON or run folder"
+    )
+    parser.add_argument(
+        "--dataset", required=True, metavar="NAME", help="for example mvtec, visa, real-iad"
+    )
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="only numbers by these rules")
 
 
 def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:

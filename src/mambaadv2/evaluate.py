@@ -92,7 +92,6 @@ def evaluate(
     >>> result.mean["image_auroc"], result.classes["screw"].n_good  # doctest: +SKIP
     (0.93, 41)
     """
-    start = time.perf_counter()
     call = Call(
         folder=Path(run) if isinstance(run, str | os.PathLike) else None,
         data=Path(data),
@@ -109,16 +108,25 @@ def evaluate(
         layout=layout,
     )
     model = load(run, device=device) if isinstance(run, str | os.PathLike) else run
+    return _evaluated(call, model, progress)
+
+
+def _evaluated(call: Call, model: ImageModel, progress: bool) -> Evaluation:
+    start = time.perf_counter()
     chosen = usable_records(
-        data, split="test", classes=classes, on_error=on_error, layout=layout, progress=progress
+        call.data,
+        split="test",
+        classes=call.classes,
+        on_error=call.on_error,
+        layout=call.layout,
+        progress=progress,
     )
-    results = _results(call, model, chosen.records, progress)
     evaluation = Evaluation(
-        classes=results,
+        classes=_results(call, model, chosen.records, progress),
         seconds=time.perf_counter() - start,
         skipped=chosen.skipped,
         protocol=call.protocol,
-        resampling=resampling,
+        resampling=call.resampling,
     )
     _write(call, model, evaluation, chosen.records, progress)
     return evaluation

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from mambaadv2.checkpoint import ModelCard, read_card
 from mambaadv2.data.record import Record
@@ -34,7 +35,7 @@ class Call:
     classes: Sequence[str] | None
     json_path: Path | None
     report: Path | None
-    on_error: str
+    on_error: Literal["stop", "skip"]
     device: str
     title: str | None
     command: str | None

@@ -23,7 +23,7 @@ METRICS = (*SEVEN, "mad", "pixel_iou_max")
 HEADINGS = dict(
     zip(
         METRICS,
-        ("I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "P-AUPRO", "mAD", "P-IoUmax"),
+        ("I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "P-AUPRO", "mAD", "IoUmax"),
         strict=True,
     )
 )
@@ -235,14 +235,14 @@ class Evaluation:
         if self.resampling is not None:
             rows.append(_interval_row(self.interval))
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-        lines = [f"Protocol {self.protocol.line()}", "In percent", ""]
+        lines = [f"Protocol {self.protocol.name}, in percent", ""]
         if self.resampling is not None:
-            lines[1] += f"; below each number its {LEVEL:.0%} interval over images"
+            lines[0] += f"; below each number its {100 * LEVEL:.0f} % interval over images"
         for name, *cells in rows:
             padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
             lines.append("  ".join((name.ljust(widths[0]), *padded)).rstrip())
         lines += ["", *self.footnotes(), *self._samples(), *self._decisions()]
-        lines += _skipped_lines(self.skipped)
+        lines += [self.protocol.line(), *_skipped_lines(self.skipped)]
         lines.append(f"{self.images} images in {self.seconds:.1f} s")
         return "\n".join(lines)
 

@@ -1,0 +1,158 @@
+"""Published numbers of one model for all classes, to stand beside one's own; with their sources.
+
+tables.csv has a row per method, data set and length of training: percent, empty where not
+published; `protocol` is the rules they were measured by, as of `mambaadv2.protocols`, "unstated"
+where they are not known. Sources differ in preprocessing and training, as their papers say.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from dataclasses import dataclass
+from importlib.resources import files
+
+from mambaadv2.errors import ConfigError, DataError
+from mambaadv2.evaluation_file import Filed
+from mambaadv2.results import HEADINGS, METRICS, percents
+
+DATASETS = {
+    "mvtec": ("MVTec AD", 15),
+    "mvtec-3d": ("MVTec 3D", 10),
+    "mvtec-loco": ("MVTec LOCO", 5),
+    "visa": ("VisA", 12),
+    "real-iad": ("Real-IAD", 30),
+    "uni-medical": ("Uni-Medical", 3),
+    "coco-ad": ("COCO-AD", 4),
+    "btad": ("BTAD", 3),
+    "mpdd": ("MPDD", 6),
+    "mad-real": ("MAD_Real", 10),
+    "mad-sim": ("MAD_Sim", 20),
+}
+"""Name for the command -> name in the tables, and the number of classes (splits of COCO-AD)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """One row of a published table."""
+
+    dataset: str
+    method: str
+    epochs: int | None
+    """None where not stated."""
+    metrics: dict[str, float | None]
+    """By the names of `METRICS`, in percent."""
+    protocol: str
+    source: str
+
+
+def published(dataset: str | None = None, protocol: str | None = None) -> list[Published]:
+    """The rows of one data set (a key of `DATASETS`) and protocol, or all; the best mAD first.
+
+    Raises `ConfigError` for a data set without any.
+    """
+    wanted = None if dataset is None else _table_name(dataset)
+    text = files(__name__).joinpath("tables.csv").read_text(encoding="utf-8")
+    rows = [_row(row) for row in csv.DictReader(text.splitlines())]
+    kept = [
+        row for row in rows if wanted in (None, row.dataset) and protocol in (None, row.protocol)
+    ]
+    return sorted(kept, key=lambda row: -(row.metrics["mad"] or 0.0))
+
+
+def results_table(dataset: str, own: Filed | None = None, protocol: str | None = None) -> str:
+    """Published rows as text, protocol by protocol, one's own run on top of those of its own.
+
+    protocol: only these; with a run its own, and no other. Raises `ConfigError` for a data set
+    without published numbers, and `DataError` where the run was measured by other rules than they.
+    """
+    name = _table_name(dataset)
+    rows = published(dataset)
+    there = list(dict.fromkeys(row.protocol for row in sorted(rows, key=lambda r: r.protocol)))
+    if own is not None:
+        measured = own.evaluation.protocol.name
+        if protocol not in (None, measured) or measured not in there:
+            asked = protocol or next((p for p in there if p != "unstated"), there[0])
+            raise DataError(
+                f"{own.path}: was measured by protocol {measured}, the published numbers of {name} "
+                f"by {' and '.join(there)}; they cannot stand beside each other: evaluate with "
+                f"--protocol {asked}"
+            )
+        protocol = measured
+    if protocol not in (None, *there):
+        raise ConfigError(
+            f"protocol: no published numbers of {name} by {protocol!r}, only by {', '.join(there)}"
+        )
+    blocks = [
+        _block(name, one, [row for row in rows if row.protocol == one], own)
+        for one in there
+        if protocol in (None, one)
+    ]
+    return "\n\n".join(blocks)
+
+
+def _block(name: str, protocol: str, rows: list[Published], own: Filed | None) -> str:
+    sources = list(dict.fromkeys(row.source for row in rows))
+    table = [["method", "epochs", *HEADINGS.values(), "source"]]
+    notes = []
+    if own is not None:
+        table += _own_rows(own)
+        notes = _own_notes(name, own)
+    for row in rows:
+        values = (row.metrics[metric] for metric in METRICS)
+        cells = ("-" if value is None else f"{value:.1f}" for value in values)
+        epochs = "-" if row.epochs is None else str(row.epochs)
+        table.append([row.method, epochs, *cells, f"[{sources.index(row.source) + 1}]"])
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    lines = [f"{name}, one model for all classes, protocol {protocol}, in percent", ""]
+    for first, *cells in table:
+        padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join((first.ljust(widths[0]), *padded)).rstrip())
+    lines += ["", *(f"[{number}] {source}" for number, source in enumerate(sources, start=1))]
+    return "\n".join((*lines, *notes))
+
+
+def _own_rows(own: Filed) -> list[list[str]]:
+    evaluation = own.evaluation
+    means = (evaluation.mean[metric] for metric in METRICS)
+    cells = ("-" if value is None else f"{100 * value:.1f}" for value in means)
+    rows = [[f"this run: {_short(own)}", "-", *cells, "-"]]
+    if evaluation.resampling is not None:
+        intervals = (evaluation.interval(metric) for metric in METRICS)
+        rows.append(["", "", *map(percents, intervals), ""])
+    return rows
+
+
+def _own_notes(name: str, own: Filed) -> list[str]:
+    count = next(number for table, number in DATASETS.values() if table == name)
+    have = len(own.evaluation.classes)
+    notes = [f"This run: {own.path}; below its numbers their 95 % intervals over images."]
+    if have != count:
+        notes.append(
+            f"Not comparable as a whole: this run was measured on {have} classes, {name} has "
+            f"{count}."
+        )
+    return notes
+
+
+def _short(own: Filed) -> str:
+    return own.path.parent.name if own.path.name == "evaluation.json" else own.path.stem
+
+
+def _table_name(dataset: str) -> str:
+    if dataset not in DATASETS:
+        close = difflib.get_close_matches(str(dataset).lower(), DATASETS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ConfigError(f"dataset: expected {', '.join(DATASETS)}, got {dataset!r}{hint}")
+    return DATASETS[dataset][0]
+
+
+def _row(row: dict[str, str]) -> Published:
+    return Published(
+        dataset=row["dataset"],
+        method=row["method"],
+        epochs=int(row["epochs"]) if row["epochs"] else None,
+        metrics={m: float(row[m]) if row[m] else None for m in METRICS},
+        protocol=row["protocol"],
+        source=row["source"],
+    )
