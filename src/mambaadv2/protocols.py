@@ -74,9 +74,7 @@ class Protocol:
 
     def line(self) -> str:
         """Name and rules in one line, for under a table."""
-        said = self.rules()
-        parts = (f"{name} {said[name]}" for name in ("image", "mask", "image score", "AUPRO"))
-        return f"{self.name}: {'; '.join(parts)}"
+        return f"{self.name}: " + "; ".join(f"{name} {said}" for name, said in self.rules().items())
 
 
 EXACT = Protocol(name="exact")
