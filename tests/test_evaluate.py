@@ -386,6 +386,26 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     assert large - small < 20e6
 
 
+def test_pieces_that_several_images_show_are_measured_too(data: DataSet) -> None:
+    data.add("nut", "dent", heat=120, count=2)
+    data.add("nut", "good", count=4)
+    lines = ["path,class,split,label,mask,sample,view"]
+    for kind, count in (("dent", 2), ("good", 4)):
+        for number in range(count):
+            # Each dented view has a good one of the same piece; the other pieces are good.
+            piece = f"S{number}"
+            mask = f"nut/ground_truth/dent/{number:03}_mask.png" if kind == "dent" else ""
+            path = f"nut/test/{kind}/{number:03}.png"
+            lines.append(f"{path},nut,test,{kind},{mask},{piece},C{kind == 'dent'}")
+    manifest = data.root / "list.csv"
+    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    evaluation = evaluate(PaintedPredictor(), manifest, progress=False)
+    assert evaluation.classes["nut"].samples == {"n": 4, "auroc": 1.0, "ap": 1.0, "f1max": 1.0}
+    assert "nut: over 4 pieces, the highest of each one's views: AUROC 100.0" in evaluation.table()
+    assert json.loads(evaluation.to_json())["classes"]["nut"]["samples"]["n"] == 4
+    assert evaluate(PaintedPredictor(), data.root, progress=False).classes["nut"].samples == {}
+
+
 def test_blocks_of_the_ranking_change_nothing() -> None:
     rng = np.random.default_rng(5)
     good, defect = (np.sort(rng.integers(0, 50, n) / 7) for n in (400, 333))

@@ -23,7 +23,8 @@ def test_the_recipes_are_commands_of_this_version() -> None:
     assert "**Not yet reproduced here:**" in recipes
     assert recipes.count("### ") == 6
     commands = re.findall(r"^ *(mambaadv2 .*)$", recipes, flags=re.MULTILINE)
-    assert len(commands) == 18
+    assert len(commands) == 24
     for command in commands:
         arguments = build_parser().parse_args(shlex.split(command)[1:])
-        assert arguments.layout is None
+        assert getattr(arguments, "layout", None) is None
+        assert getattr(arguments, "protocol", "ader") in ("ader", None)
