@@ -41,6 +41,8 @@ SURFACE = {
     "predict": [
         *["--batch-size", "--device", "--help", "--out", "--raw", "--resume", "-h", "INPUT", "RUN"],
     ],
+    "compare": ["--help", "-h", "FIRST", "SECOND"],
+    "results": ["--dataset", "--help", "--protocol", "-h", "RUN"],
     "demo": ["--help", "--out", "-h"],
     "info": ["--encoder", "--help", "--image-size", "--preset", "-h"],
     "doctor": ["--help", "--json", "-h"],

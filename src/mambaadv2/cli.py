@@ -95,20 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
-    compare = commands.add_parser(
-        "compare", help="two evaluations: what differs, and by how much", allow_abbrev=False
-    )
-    for name in ("first", "second"):
-        compare.add_argument(
-            name, type=Path, metavar=name.upper(), help="JSON of an evaluation, or a run folder"
-        )
-    compare.set_defaults(command=_compare)
-
-    results = commands.add_parser(
-        "results", help="published numbers, beside one's own run", allow_abbrev=False
-    )
-    _add_results_arguments(results)
-    results.set_defaults(command=_results)
+    _add_comparisons(commands)
 
     predict = commands.add_parser(
         "predict", help="score images and write heat maps", allow_abbrev=False
@@ -282,14 +269,27 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
 
 
-def _add_results_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_comparisons(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compare = commands.add_parser(
+        "compare", help="two evaluations: what differs, and by how much", allow_abbrev=False
+    )
+    for name in ("first", "second"):
+        compare.add_argument(
+            name, type=Path, metavar=name.upper(), help="JSON of an evaluation, or a run folder"
+        )
+    compare.set_defaults(command=_compare)
+
+    results = commands.add_parser(
+        "results", help="published numbers, beside one's own run", allow_abbrev=False
+    )
+    results.add_argument(
         "run", nargs="?", type=Path, metavar="RUN", help="own evaluation: its JSON or run folder"
     )
-    parser.add_argument(
+    results.add_argument(
         "--dataset", required=True, metavar="NAME", help="for example mvtec, visa, real-iad"
     )
-    parser.add_argument("--protocol", choices=PROTOCOLS, help="only numbers by these rules")
+    results.add_argument("--protocol", choices=PROTOCOLS, help="only numbers by these rules")
+    results.set_defaults(command=_results)
 
 
 def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:

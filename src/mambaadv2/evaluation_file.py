@@ -26,7 +26,7 @@ COLUMNS = (
 )
 """Of `ImageResult`, in the order of the file."""
 
-_FLOAT = "<f4"
+_FLOAT = "<f8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def evaluation_text(
     """The file's content. more: further fields, at the top.
 
     Numbers are 0..1, null where undefined. "images" has a row of `COLUMNS` per image, a line each;
-    "replicates" has per class and metric base64 of little-endian float32, NaN where undefined.
+    "replicates" has per class and metric base64 of little-endian float64, NaN where undefined.
     """
     lines: list[str] = []
 

@@ -64,9 +64,11 @@ def _rows(good: Rows, defect: Rows, region: Rows | None, limit: float) -> Counte
             cut = np.clip(limit - left, 0.0, None) ** 2 / (2 * np.maximum(right - left, 1e-300))
             reach = np.where(right <= limit, whole, cut)
             area = (reach * region).sum(axis=-1) / (region.sum(axis=-1) * limit)
-        return CountedMetrics(
+        found = CountedMetrics(
             auroc=(share * (1 - (left + right) / 2)).sum(axis=-1) * defined,
             average_precision=(share * precision).sum(axis=-1) * defined,
             f1_max=(2 * hits / (hits + alarms + n_defect)).max(axis=-1) * defined,
             aupro=area * defined,
         )
+        # Sums of shares may round above 1.
+        return CountedMetrics(*(np.minimum(column, 1.0) for column in found))
