@@ -92,7 +92,7 @@ def region_area(steps: Steps, limit: float) -> float:
         whole = np.clip(limit - (left + right) / 2, 0.0, None)
         cut = np.clip(limit - left, 0.0, None) ** 2 / (2 * np.maximum(right - left, 1e-300))
         area += float(np.where(right <= limit, whole, cut) @ part.weights)
-    return min(area / (steps.n_regions * limit), 1.0)  # a sum of shares may round above it
+    return min(area / (steps.n_regions * limit), 1.0)  # a sum of shares may round above 1
 
 
 def pixel_bounds(steps: Steps, limit: float, weight_error: float) -> PixelBounds:
@@ -136,4 +136,4 @@ def _ends(part: Steps, limit: float) -> list[tuple[float, float]]:
 
 
 def _range(low: float, high: float) -> Range:
-    return max(low, 0.0), min(high, 1.0)
+    return min(max(low, 0.0), 1.0), min(high, 1.0)
