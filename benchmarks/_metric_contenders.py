@@ -99,6 +99,34 @@ def _named(pixel: Any, image: Any) -> Values:
     }
 
 
+def rules_of_ader(scale: Scale) -> Contender:
+    return _rules("ader")
+
+
+def rules_of_dinomaly(scale: Scale) -> Contender:
+    return _rules("dinomaly")
+
+
+def _rules(protocol: str) -> Contender:
+    """The few thresholds of a protocol, on the same maps and masks: what its rules alone do."""
+    from mambaadv2.metrics import Spacing, StreamingPool
+    from mambaadv2.protocols import protocol_named
+
+    rules, pixels = protocol_named(protocol), StreamingPool()
+    spacing = Spacing(
+        f1_steps=rules.f1_steps,
+        aupro_steps=rules.aupro_steps,
+        aupro_stretch=rules.aupro_stretch,
+        fpr_limit=rules.fpr_limit,
+    )
+
+    def finish() -> Values:
+        found = pixels.values(fpr_limit=rules.fpr_limit, spacing=spacing)
+        return {"pixel_f1max": found["f1_max"], "pixel_aupro": found["aupro"]}
+
+    return Contender(pixels.add, finish)
+
+
 def full_precision(scale: Scale) -> Contender:
     from mambaadv2.metrics import image_metrics, pixel_metrics
 
@@ -252,6 +280,8 @@ CONTENDERS = {
     "streaming": streaming,
     "streaming with intervals": streaming_with_intervals,
     "full precision": full_precision,
+    "rules of ader": rules_of_ader,
+    "rules of dinomaly": rules_of_dinomaly,
     "scikit-learn": scikit_learn,
     "200 thresholds": threshold_loop,
     "anomalib AUPRO": anomalib_aupro,

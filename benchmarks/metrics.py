@@ -3,7 +3,8 @@
     scripts/bench metrics [--images 200] [--cache FOLDER] [--no-peers] [--out FILE]
 
 All contenders get the same maps of 256 x 256 pixels, one after another, each in a process of its
-own with one thread: ours in one pass ("streaming", also with intervals) and at full precision;
+own with one thread: ours in one pass ("streaming", also with intervals), at full precision, and
+by the few thresholds of two protocols, so that it shows what their rules alone do;
 scikit-learn, with the usual loop over 200 thresholds for AUPRO; anomalib's metrics; ADEval. Times
 are of the processor. Peers are installed from PyPI into an environment of the benchmark's own in
 the cache folder, which sees the packages of the present one, so torch and numpy are the same for
@@ -34,7 +35,10 @@ from mambaadv2.data.index import mvtec_records
 from mambaadv2.errors import DataError, MambaADv2Error
 from mambaadv2.runlog import environment
 
-OURS = ("streaming", "streaming with intervals", "full precision")
+OURS = (
+    *("streaming", "streaming with intervals", "full precision"),
+    *("rules of ader", "rules of dinomaly"),
+)
 PEERS = {
     "scikit-learn": "scikit-learn",
     "200 thresholds": "scikit-learn",
