@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from mambaadv2.protocols import ADER, EXACT, Protocol
 from mambaadv2.results import METRICS, ClassResult, Evaluation, ImageResult
 
 DRAWN = Resampling(replicates=200)
+TWOS = np.full(50, 2.0).tobytes()
+ROW: list[object] = ["a.png", "good", False, 1.0, 2.0, False, "nut", None, None, None, None, 9]
 
 
 def measured(
@@ -139,7 +142,25 @@ def damage(field: str, value: object) -> Callable[[dict[str, Any]], None]:
         (damage("images", {}), "'nut'"),
         (damage("columns", ["name"]), "argument 2 is longer"),
         (damage("replicates/nut/image_ap/drawn", "AAAA"), "multiple of element size"),
-        (damage("replicates/nut/image_ap/drawn", "AAAAAAAAEEA="), "numbers of 0..1"),
+        (damage("replicates/nut/image_ap/drawn", "AAAAAAAAEEA="), "expected 200 numbers, got 1"),
+        (damage("replicates/nut/image_ap/left_out", "AAAAAAAAEEA="), "expected 50 numbers, got 1"),
+        (
+            damage("replicates/nut/image_ap/left_out", base64.b64encode(TWOS).decode()),
+            "nut image_ap: expected numbers of 0..1",
+        ),
+        (damage("replicates/nut", []), "list"),
+        (damage("replicates", []), "list"),
+        (damage("notes", []), "list"),
+        (damage("classes", []), "classes: expected one or more"),
+        (damage("classes", [1]), "list"),
+        (damage("classes/nut/n_good", -3), "nut n_good: expected a whole number"),
+        (damage("classes/nut/samples", [1]), "list"),
+        (damage("seconds", float("inf")), "seconds: expected a number, got inf"),
+        (damage("intervals/seed", float("inf")), "infinity"),
+        (damage("images/nut", [[None] * 12]), "images: nut None: name: got None"),
+        (damage("images/nut", [[*ROW[:2], "yes", *ROW[3:]]]), "nut 'a.png': defect: got 'yes'"),
+        (damage("images/nut", [[*ROW[:3], float("nan"), *ROW[4:]]]), "score: expected a number"),
+        (damage("images/nut", [[*ROW[:4], 0, *ROW[5:]]]), "threshold: expected a number above 0"),
         (damage("replicates/nut/image_ap/drawn", "!"), "base64"),
         (damage("classes/nut/image_ap", None), "nut image_ap has some and no value"),
     ],
@@ -154,6 +175,13 @@ def test_what_was_changed_is_named(
     with pytest.raises(DataError, match=str(path)) as caught:
         read_evaluation(path)
     assert said in str(caught.value)
+
+
+def test_json_of_any_depth_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(DataError, match=r"a\.json: expected the JSON of an evaluation"):
+        read_evaluation(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "\xff", '{"schema": "2"}'])
@@ -228,6 +256,21 @@ def test_numbers_that_cannot_be_compared_are_refused() -> None:
     require_comparable(first, first)
 
 
+def test_other_names_of_the_same_images_are_refused() -> None:
+    first, other = measured(0), measured(0)
+    nut = other.classes["nut"]
+    named = [
+        dataclasses.replace(image, name=image.name.removeprefix("nut/")) for image in nut.images
+    ]
+    other = dataclasses.replace(
+        other, classes={**other.classes, "nut": dataclasses.replace(nut, images=tuple(named))}
+    )
+    with pytest.raises(
+        DataError, match=r"from the data set's folder: .*nut/test/0\.png; got test/0"
+    ):
+        require_comparable(Filed(Path("a.json"), first, "aa"), Filed(Path("b.json"), other, "aa"))
+
+
 def test_changed_verdicts_are_counted_by_kind() -> None:
     one = measured(0).classes["nut"]
     images = [dataclasses.replace(i, flagged=n < 3) for n, i in enumerate(one.images)]
@@ -271,3 +314,61 @@ def test_the_commands(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", first, str(Path(first).with_name("none.json"))]) == 2
     assert cli.main(["results", "--dataset", "mvtec"]) == 0
     assert "MambaAD" in capsys.readouterr().out
+
+
+def test_views_of_a_piece_are_drawn_together() -> None:
+    """40 pieces of 5 views that are nearly alike: intervals must be those of 40, not of 200."""
+
+    def width(*, pieces: bool) -> float:
+        rng = np.random.default_rng(0)
+        measure = ClassMeasure(EXACT, DRAWN, pixels=False)
+        for piece in range(40):
+            defect = piece % 2 == 1
+            shared = rng.standard_normal() + defect
+            for view in range(5):
+                score = float(shared + 0.01 * rng.standard_normal())
+                image = ImageResult(
+                    name=f"{piece} {view}",
+                    kind="dent" if defect else "good",
+                    defect=defect,
+                    score=score,
+                    threshold=1.0,
+                    flagged=False,
+                    found_class="nut",
+                    sample=str(piece) if pieces else None,
+                )
+                measure.add(image)
+        result = measure.result()
+        assert bool(result.samples) is pieces
+        found = result.interval("image_auroc")
+        assert found is not None
+        return found.high - found.low
+
+    assert width(pieces=True) > 1.7 * width(pieces=False)
+
+
+@pytest.mark.parametrize(
+    ("count", "interval", "note"), [(1, False, True), (9, True, True), (10, True, False)]
+)
+def test_few_defects_have_no_interval_or_a_note(count: int, interval: bool, note: bool) -> None:
+    measure = ClassMeasure(EXACT, DRAWN, pixels=True)
+    for number in range(20 + count):
+        mask = np.zeros((4, 4), dtype=np.bool_)
+        mask[1, 1:3] = number < count
+        values = np.random.default_rng(number).random((4, 4), dtype=np.float32)
+        image = ImageResult(
+            name=str(number),
+            kind="dent",
+            defect=number < count,
+            score=float(values.max()),
+            threshold=1.0,
+            flagged=False,
+            found_class="nut",
+        )
+        measure.add(image, values, mask)
+    result = measure.result()
+    for metric in ("image_auroc", "pixel_aupro", "mad"):
+        assert (result.interval(metric) is not None) is interval
+        assert result.metrics[metric] is not None
+    assert any("intervals are too narrow" in text for text in result.notes) is note
+    assert result.grid_bound is not None

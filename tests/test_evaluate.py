@@ -95,7 +95,8 @@ def data(tmp_path: Path) -> DataSet:
 
 
 def _evaluated(data: DataSet, name: str) -> ClassResult:
-    return evaluate(PaintedPredictor(), data.root, progress=False).classes[name]
+    found = evaluate(PaintedPredictor(), data.root, resampling=None, progress=False)
+    return found.classes[name]
 
 
 def test_every_metric_is_the_exact_one_on_the_image_in_its_own_size(data: DataSet) -> None:
@@ -196,7 +197,7 @@ def test_empty_masks_of_defect_images_are_noted(data: DataSet) -> None:
 def test_a_class_not_trained_is_evaluated_and_marked(data: DataSet) -> None:
     data.add("cable", "dent", heat=100)
     data.add("cable", "good")
-    evaluation = evaluate(PaintedPredictor(), data.root, progress=False)
+    evaluation = evaluate(PaintedPredictor(), data.root, resampling=None, progress=False)
     assert evaluation.classes["cable"].metrics["pixel_aupro"] == 1.0
     assert "* cable: the model was not trained on this class" in evaluation.table()
     assert json.loads(evaluation.to_json())["notes"] == {
@@ -288,7 +289,7 @@ def test_the_json_file_is_complete_or_absent(data: DataSet, tmp_path: Path) -> N
     ]
     assert content["protocol"] == "exact"
     assert set(content["classes"]["nut"]) == {
-        *(*METRICS, "n_good", "n_defect", "n_flagged", "n_found", "intervals")
+        *(*METRICS, "n_good", "n_defect", "n_flagged", "n_found", "grid_bound", "intervals")
     }
     assert content["skipped"] == []
     assert content["classes"]["tile"]["mad"] is None
@@ -467,7 +468,7 @@ class Unlimited(PaintedPredictor):
 def test_a_report_needs_thresholds(data: DataSet, tmp_path: Path) -> None:
     data.add("nut", "good")
     evaluate(Unlimited(), data.root, progress=False)
-    with pytest.raises(ConfigError, match="report: expected a model with a threshold"):
+    with pytest.raises(ConfigError, match="report, json_path: expected a model with a threshold"):
         evaluate(Unlimited(), data.root, report=tmp_path / "page.html", progress=False)
 
 

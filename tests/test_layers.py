@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "data.manifest": {"data.parquet", "data.record"},
     # The image door for one data set alone, whose labels are its masks; imported when it is listed.
     "data.layouts": {"data.manifest", "data.record", "image"},
-    "data.index": {"data.layouts", "data.record"},
+    "data.index": {"data.layouts", "data.manifest", "data.record"},
     "memory": set(),
     "readers": {"image"},
     "data": {"data.index", "data.record", "image", "memory", "readers"},

@@ -26,7 +26,7 @@ from mambaadv2.errors import ConfigError
 from mambaadv2.evaluate import evaluate
 from mambaadv2.frames import Comparison, blurred, frame_mask, image_score, interpolated
 from mambaadv2.image import write_png
-from mambaadv2.metrics import Resampling, Spacing, StreamingPool
+from mambaadv2.metrics import Resampling, Spacing, StreamingPool, image_key
 from mambaadv2.metrics.spaced import spaced_rows
 from mambaadv2.predict import Prediction, Predictor
 from mambaadv2.protocols import ADER, DINOMALY, EXACT, PROTOCOLS, protocol_named
@@ -266,6 +266,30 @@ def test_spaced_metrics_are_those_of_a_loop(seed: int, f1_steps: int, aupro_step
     area = spaced_aupro(masks, maps, aupro_steps, first=True)
     assert found["aupro"] == pytest.approx(area, nan_ok=True)
     assert pool.sampled(spacing=spacing)["f1_max"].value == found["f1_max"]
+
+
+def test_replicates_of_few_thresholds_are_those_of_the_images_drawn() -> None:
+    rng = np.random.default_rng(1)
+    masks, maps = [], []
+    for number in range(24):
+        mask = np.zeros((16, 16), dtype=np.bool_)
+        mask[3:9, 4:8] = number % 2
+        masks.append(mask)
+        maps.append((rng.gamma(2.0, 1.0, (16, 16)) + 2 * mask).astype(np.float32))
+    drawn = Resampling(replicates=12)
+    spacing = Spacing(f1_steps=21, aupro_steps=100, aupro_stretch="from the first")
+    pool = StreamingPool(resampling=drawn)
+    for number in range(24):
+        pool.add(masks[number], maps[number], str(number))
+    sampled = pool.sampled(spacing=spacing)
+    keys = np.array([image_key(str(number)) for number in range(24)])
+    for row, counts in enumerate(drawn.weights(keys)):
+        again = StreamingPool()
+        for number, count in enumerate(counts):
+            for _ in range(int(count)):
+                again.add(masks[number], maps[number])
+        for name, value in again.spaced(spacing).items():
+            assert sampled[name].replicates[row] == pytest.approx(value, abs=5e-3), (name, row)
 
 
 def test_rows_without_defects_or_spread_are_undefined() -> None:

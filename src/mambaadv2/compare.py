@@ -61,24 +61,32 @@ def compare(first: Path | str, second: Path | str) -> str:
         if name is not None:
             classes = (one.evaluation.classes[name], two.evaluation.classes[name])
             lines.append(f"  {verdict_changes(*classes)}")
-    count = sum(item.clear for item in found)
-    chance = round((1 - LEVEL) * len(found), 1)
-    lines += [
-        "",
-        f"{count} of {len(found)} differences are marked; of as many without any, about {chance:g} "
-        "would be by chance. Seeds of the training vary besides.",
-        one.evaluation.protocol.line(),
-    ]
-    return "\n".join(lines)
+    with_interval = [item for item in found if item.interval is not None]
+    lines.append("")
+    if with_interval:
+        count = sum(item.clear for item in with_interval)
+        chance = round((1 - LEVEL) * len(with_interval), 1)
+        lines.append(
+            f"{count} of {len(with_interval)} differences are marked; of as many without any, "
+            f"about {chance:g} would be by chance. Seeds of the training vary besides."
+        )
+    return "\n".join((*lines, one.evaluation.protocol.line()))
 
 
 def require_comparable(first: Filed, second: Filed) -> None:
     """Raise `DataError` unless both were measured by one protocol on the same files and classes."""
     ours, theirs = first.evaluation, second.evaluation
+    names = [
+        [image.name for result in one.classes.values() for image in result.images]
+        for one in (ours, theirs)
+    ]
+    # The names draw the replicates: by others, of the same files, nothing would be paired.
+    odd = next((pair for pair in zip(*names, strict=False) if pair[0] != pair[1]), ("", ""))
     said = (
         ("protocol", ours.protocol.name, theirs.protocol.name),
         ("classes", ", ".join(ours.classes), ", ".join(theirs.classes)),
         ("test images and masks, SHA-256", first.data_sha256, second.data_sha256),
+        ("images, named from the data set's folder", *odd),
     )
     for what, one, other in said:
         if one != other:

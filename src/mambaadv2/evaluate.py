@@ -2,7 +2,7 @@
 
 By default by the protocol "exact": every anomaly map is compared with its mask in the image's own
 size, and every metric is over all thresholds (`mambaadv2.metrics`), in one pass and constant
-memory: scores are counted on a fine grid, and `bounds` of the metrics say by how much that can
+memory: scores are counted on a fine grid, and `ClassResult.grid_bound` says by how much that can
 matter. Metrics are taken per class and then averaged over classes. `mambaadv2.protocols` has the
 rules of other published tables, whose numbers are not comparable with these.
 
@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mambaadv2.data.record import Record
-from mambaadv2.data.samples import by_sample
 from mambaadv2.data.verify import read_masks, usable_records
-from mambaadv2.errors import ConfigError
+from mambaadv2.errors import CheckpointError, ConfigError
 from mambaadv2.evaluation_file import evaluation_text
 from mambaadv2.files import write_atomically, writing_to
 from mambaadv2.frames import Comparison
 from mambaadv2.measure import ClassMeasure, class_metrics
-from mambaadv2.metrics import Resampling, image_metrics
+from mambaadv2.metrics import Resampling
 from mambaadv2.predict import ImageModel, Prediction, load, predict_paths
 from mambaadv2.protocols import protocol_named
 from mambaadv2.provenance import Call, colour_range, data_sha256, facts, write_evaluation
@@ -167,39 +167,31 @@ def _class_result(
             defect_pixels=None if mask is None else int(np.count_nonzero(mask)),
         )
         if marked or call.protocol.map_size is not None:
-            values = compared.map(rgb, prediction)
+            values = _checked_map(compared.map(rgb, prediction), record)
             image = dataclasses.replace(image, ranked=compared.score(values, prediction))
             measure.add(image, values, None if mask is None else compared.mask(mask))
         else:
             measure.add(image)
-        if picker is not None:
+        if call.writes:
             _require_threshold(prediction)
+        if picker is not None:
             picker.add(image, rgb, prediction.map, mask)
         bar.update()
     result = measure.result()
     return dataclasses.replace(
         result,
         notes=(*_notes(model, records), *result.notes),
-        samples=_samples(records, result),
         gallery=None if picker is None else picker.gallery(),
     )
 
 
-def _samples(records: Sequence[Record], result: ClassResult) -> dict[str, float]:
-    """The image metrics of pieces, where several images show one."""
-    if any(record.sample is None for record in records):
-        return {}
-    scores = [i.score if i.ranked is None else i.ranked for i in result.images]
-    labels, highest = by_sample(records, scores)
-    if len(labels) == len(records) or labels.all() or not labels.any():
-        return {}
-    found = image_metrics(labels, highest)
-    return {
-        "n": len(labels),
-        "auroc": found.auroc,
-        "ap": found.average_precision,
-        "f1max": found.f1_max,
-    }
+def _checked_map(values: NDArray[np.float32], record: Record) -> NDArray[np.float32]:
+    """The map as float32. Raises `CheckpointError`, naming the image, where it is not finite."""
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"{record.path}: expected a finite anomaly map, the model gave NaN or infinity"
+        )
+    return values.astype(np.float32, copy=False)
 
 
 def _image_result(record: Record, prediction: Prediction, data: Path) -> ImageResult:
@@ -209,9 +201,9 @@ def _image_result(record: Record, prediction: Prediction, data: Path) -> ImageRe
         name=(record.path.relative_to(root) if inside else record.path).as_posix(),
         kind=record.defect_type,
         defect=record.defect,
-        score=prediction.score,
-        threshold=prediction.threshold,
-        flagged=prediction.defect,
+        score=float(prediction.score),
+        threshold=float(prediction.threshold),
+        flagged=bool(prediction.defect),
         found_class=prediction.class_name,
         p_value=prediction.p_value,
         sample=record.sample,
@@ -232,7 +224,7 @@ def _notes(model: ImageModel, records: Sequence[Record]) -> list[str]:
 def _require_threshold(prediction: Prediction) -> None:
     if not 0 < prediction.threshold < math.inf:
         raise ConfigError(
-            "report: expected a model with a threshold above 0 for every image, got "
+            "report, json_path: expected a model with a threshold above 0 for every image, got "
             f"{prediction.threshold}; without one there is nothing to call a miss"
         )
 
@@ -245,7 +237,7 @@ def _write(
     progress: bool,
 ) -> None:
     """Everything that was asked for, and what belongs into the run folder."""
-    if call.json_path is call.folder is call.report is None:
+    if not (call.writes or call.folder is not None):
         return
     digest = data_sha256(records)
     if call.json_path is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from mambaadv2.errors import DataError, Problem
 from mambaadv2.metrics import Resampling, Sampled, mean_sampled
 from mambaadv2.protocols import PROTOCOLS
-from mambaadv2.results import METRICS, SEVEN, ClassResult, Evaluation, ImageResult
+from mambaadv2.results import METRICS, PIECES, SEVEN, ClassResult, Evaluation, ImageResult
 
 SCHEMA = 2
 """1 had neither intervals nor images and cannot be read."""
@@ -26,6 +27,15 @@ COLUMNS = (
 )
 """Of `ImageResult`, in the order of the file."""
 
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "kind", "found_class"), (str,)),
+    **dict.fromkeys(("defect", "flagged"), (bool,)),
+    **dict.fromkeys(("score", "threshold"), (int, float)),
+    **dict.fromkeys(("p_value", "ranked"), (int, float, type(None))),
+    **dict.fromkeys(("defect_pixels", "pixels"), (int, type(None))),
+    "sample": (str, type(None)),
+}
+_RESAMPLING = ("seed", "replicates", "groups")
 _FLOAT = "<f8"
 
 
@@ -90,7 +100,7 @@ def read_evaluation(path: Path | str) -> Filed:
         file = file / "evaluation.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{file}: expected the JSON of an evaluation, it cannot be read ({error}); make it "
             "with 'mambaadv2 evaluate RUN DATA --json FILE'"
@@ -102,7 +112,10 @@ def read_evaluation(path: Path | str) -> Filed:
         )
     try:
         return Filed(file, _evaluation(content), str(content["data_sha256"]))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (
+        *(AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError),
+        ValueError,
+    ) as error:
         raise DataError(
             f"{file}: expected the JSON of an evaluation, it lacks or has wrong: {error}; it was "
             "changed or is damaged, evaluate again"
@@ -116,41 +129,65 @@ def _evaluation(content: Mapping[str, Any]) -> Evaluation:
             f"rules: protocol {protocol.name} of another version, {content['rules']!r}"
         )
     said = content["intervals"]
+    resampling = None
+    if said is not None:
+        resampling = Resampling(**{name: int(said[name]) for name in _RESAMPLING})
+    if not content["classes"]:
+        raise ValueError("classes: expected one or more, found none")
     return Evaluation(
         classes={
-            name: _class(name, values, content) for name, values in content["classes"].items()
+            name: _class(name, values, content, resampling)
+            for name, values in content["classes"].items()
         },
-        seconds=float(content["seconds"]),
+        seconds=_number("seconds", content["seconds"]),
         skipped=tuple(Problem(Path(p["path"]), p["error"]) for p in content["skipped"]),
         protocol=protocol,
-        resampling=None
-        if said is None
-        else Resampling(**{name: int(said[name]) for name in ("seed", "replicates", "groups")}),
+        resampling=resampling,
     )
 
 
-def _class(name: str, values: Mapping[str, Any], content: Mapping[str, Any]) -> ClassResult:
+def _class(
+    name: str, values: Mapping[str, Any], content: Mapping[str, Any], drawn: Resampling | None
+) -> ClassResult:
     metrics = {metric: _metric(name, metric, values[metric]) for metric in METRICS}
     sampled: dict[str, Sampled] = {}
     for metric, packed in content["replicates"].get(name, {}).items():
         value = metrics[metric]
-        if value is None:
+        if value is None or drawn is None:
             raise ValueError(f"replicates: {name} {metric} has some and no value")
-        sampled[metric] = Sampled(value, _unpacked(packed["drawn"]), _unpacked(packed["left_out"]))
+        sizes = {"drawn": drawn.replicates, "left_out": drawn.groups}
+        parts = (_unpacked(f"{name} {metric}", packed[part], sizes[part]) for part in sizes)
+        sampled[metric] = Sampled(value, *parts)
     if all(metric in sampled for metric in SEVEN):
         sampled["mad"] = mean_sampled([sampled[metric] for metric in SEVEN])
+    pieces = values.get("samples", {})
     return ClassResult(
         metrics=metrics,
         sampled=sampled,
-        samples=values.get("samples", {}),
-        n_good=int(values["n_good"]),
-        n_defect=int(values["n_defect"]),
-        notes=tuple(content["notes"].get(name, ())),
+        samples={key: _number(f"samples: {key}", pieces[key]) for key in ("n", *PIECES) if pieces},
+        n_good=_count(f"{name} n_good", values["n_good"]),
+        n_defect=_count(f"{name} n_defect", values["n_defect"]),
+        notes=tuple(map(str, content["notes"].get(name, ()))),
         images=tuple(
-            ImageResult(**dict(zip(content["columns"], row, strict=True)))
+            _image(name, dict(zip(content["columns"], row, strict=True)))
             for row in content["images"][name]
         ),
+        grid_bound=values.get("grid_bound"),
     )
+
+
+def _image(class_name: str, row: dict[str, Any]) -> ImageResult:
+    where = f"images: {class_name} {row.get('name')!r}"
+    for column, kinds in _KINDS.items():
+        value = row[column]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"{where}: {column}: got {value!r}")
+    for column in ("score", "threshold", "p_value", "ranked"):
+        if row[column] is not None:
+            _number(f"{where}: {column}", row[column])
+    if row["threshold"] <= 0:
+        raise ValueError(f"{where}: threshold: expected a number above 0, got {row['threshold']}")
+    return ImageResult(**row)
 
 
 def _metric(name: str, metric: str, value: object) -> float | None:
@@ -161,12 +198,26 @@ def _metric(name: str, metric: str, value: object) -> float | None:
     return float(value)
 
 
+def _number(what: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{what}: expected a number, got {value!r}")
+    return float(value)
+
+
+def _count(what: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"classes: {what}: expected a whole number from 0 up, got {value!r}")
+    return value
+
+
 def _packed(values: NDArray[np.float64]) -> str:
     return base64.b64encode(values.astype(_FLOAT).tobytes()).decode("ascii")
 
 
-def _unpacked(text: str) -> NDArray[np.float64]:
+def _unpacked(what: str, text: str, size: int) -> NDArray[np.float64]:
     values = np.frombuffer(base64.b64decode(text, validate=True), dtype=_FLOAT).astype(np.float64)
-    if not (np.isnan(values) | ((values >= 0) & (values <= 1))).all() or not values.size:
-        raise ValueError("replicates: expected numbers of 0..1")
+    if values.shape != (size,):
+        raise ValueError(f"replicates: {what}: expected {size} numbers, got {values.size}")
+    if not (np.isnan(values) | ((values >= 0) & (values <= 1))).all():
+        raise ValueError(f"replicates: {what}: expected numbers of 0..1")
     return values

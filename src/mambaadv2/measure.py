@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,11 +86,6 @@ class ClassMeasure:
         self._pixels = StreamingPool(resampling=resampling) if pixels else None
         self._empty = 0
 
-    @property
-    def with_pixels(self) -> bool:
-        """Whether maps and masks are looked at."""
-        return self._pixels is not None
-
     def add(
         self,
         image: ImageResult,
@@ -99,46 +95,84 @@ class ClassMeasure:
         """Take in one image; values, mask: its map and mask (H, W) as the protocol compares them,
         mask None for a good one."""
         self._images.append(image)
-        score = image.score if image.ranked is None else image.ranked
-        self._ranking.add(image.defect, score, image.name)
+        # Views of one piece are as alike as pixels of one image, and are drawn together.
+        key = image.name if image.sample is None else f"{image.sample}\0piece"
+        self._ranking.add(image.defect, image.ranking, key)
         if self._pixels is not None:
             assert values is not None
             self._empty += image.defect and (mask is None or not mask.any())
             good = np.zeros(values.shape, dtype=np.bool_)
-            self._pixels.add(good if mask is None else mask, values, image.name)
+            self._pixels.add(good if mask is None else mask, values, key)
 
     def result(self) -> ClassResult:
         """All that is defined, with notes on what is not."""
         found = _Found(sum(image.defect for image in self._images), len(self._images))
         if found.ranked():
             found.take_image(self._ranking.metrics())
-            if self.resampling is not None:
+            if self.resampling is not None and found.few() >= LEAST:
                 found.take_sampled(self._ranking.sampled(self.resampling), _IMAGE)
         found.note_empty(self._empty)
         if self._pixels is not None:
             self._add_pixels(found, self._pixels)
-        return found.result(tuple(self._images))
+        if self.resampling is not None and 0 < found.few() < FEW:
+            found.notes.append(_FEW.format(found.few()))
+        return self._with_pieces(found.result(tuple(self._images)))
+
+    def _with_pieces(self, result: ClassResult) -> ClassResult:
+        """The image metrics of pieces too, where several images show one."""
+        if any(image.sample is None for image in self._images):
+            return result
+        highest: dict[str, tuple[bool, float]] = {}
+        for image in self._images:
+            assert image.sample is not None
+            defect, score = highest.get(image.sample, (False, -math.inf))
+            highest[image.sample] = (defect or image.defect, max(score, image.ranking))
+        if len(highest) == len(self._images):
+            return result
+        pool = ImagePool()
+        for piece, (defect, score) in highest.items():
+            pool.add(defect, score, f"{piece}\0piece")
+        try:
+            found = pool.metrics()
+        except UndefinedMetricError:
+            note = "all pieces are defects, or none is: metrics of pieces undefined"
+            return dataclasses.replace(result, notes=(*result.notes, note))
+        names = {name: metric.removeprefix("image_") for name, metric in _IMAGE.items()}
+        sampled = {} if self.resampling is None else pool.sampled(self.resampling)
+        return dataclasses.replace(
+            result,
+            samples={"n": len(highest)}
+            | {metric: float(getattr(found, name)) for name, metric in names.items()},
+            sampled_pieces={metric: sampled[name] for name, metric in names.items() if sampled},
+        )
 
     def _add_pixels(self, found: _Found, pool: StreamingPool) -> None:
         rules = self.protocol
-        spacing = Spacing(
-            f1_steps=rules.f1_steps,
-            aupro_steps=rules.aupro_steps,
-            aupro_stretch=rules.aupro_stretch,
-            fpr_limit=rules.fpr_limit,
-        )
+        spacing = None
+        if rules.f1_steps is not None or rules.aupro_steps is not None:
+            spacing = Spacing(
+                f1_steps=rules.f1_steps,
+                aupro_steps=rules.aupro_steps,
+                aupro_stretch=rules.aupro_stretch,
+                fpr_limit=rules.fpr_limit,
+            )
         try:
             pixel = pool.metrics(fpr_limit=rules.fpr_limit)
         except UndefinedMetricError:
             found.notes.append(_NO_PIXELS)
             return
-        values = pool.values(fpr_limit=rules.fpr_limit, spacing=spacing)
+        values = {} if spacing is None else pool.spaced(spacing)
         found.take_pixel(pixel, values)
-        if self.resampling is not None:
+        found.grid_bound = pixel.bounds.widest
+        if self.resampling is not None and found.n_defect >= LEAST:
             sampled = pool.sampled(fpr_limit=rules.fpr_limit, spacing=spacing)
             found.take_sampled(sampled, _PIXEL)
 
 
+LEAST, FEW = 2, 10
+"""Good images and defects: with fewer there is no interval, or a note that it is too narrow."""
+
+_FEW = "only {} good images or defects: intervals are too narrow"
 _NO_PIXELS = "no defect pixel or no good pixel: pixel metrics undefined"
 
 
@@ -153,6 +187,11 @@ class _Found:
     notes: list[str] = field(default_factory=list)
     image_curves: Curves | None = None
     pixel_curves: Curves | None = None
+    grid_bound: float | None = None
+
+    def few(self) -> int:
+        """Good images or defects, whatever there are fewer of."""
+        return min(self.n_defect, self.n_images - self.n_defect)
 
     def ranked(self) -> bool:
         """Whether image metrics are defined; notes why not."""
@@ -208,4 +247,5 @@ class _Found:
             images=images,
             image_curves=self.image_curves,
             pixel_curves=self.pixel_curves,
+            grid_bound=self.grid_bound,
         )

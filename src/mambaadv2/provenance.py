@@ -42,7 +42,12 @@ class Call:
     time: datetime
     layout: str | None = None
     protocol: Protocol = EXACT
-    resampling: Resampling | None = None
+    resampling: Resampling | None = Resampling()  # noqa: RUF009 - a frozen value
+
+    @property
+    def writes(self) -> bool:
+        """Whether a file of every image was asked for."""
+        return self.json_path is not None or self.report is not None
 
     def named(self) -> str:
         """The report's title: the one asked for, else the run's name."""
@@ -54,11 +59,13 @@ class Call:
         """The command asked for, else the one that repeats the call, where flags can say it."""
         if self.command is not None:
             return self.command
-        if self.folder is None or self.classes is not None:
+        odd = self.resampling != Resampling()
+        if self.folder is None or self.classes is not None or odd:
             run = "model" if self.folder is None else repr(str(self.folder))
             chosen = "" if self.classes is None else f", classes={list(self.classes)!r}"
             chosen += "" if self.layout is None else f", layout={self.layout!r}"
             chosen += "" if self.protocol == EXACT else f", protocol={self.protocol.name!r}"
+            chosen += f", resampling={self.resampling!r}" if odd else ""
             return (
                 f"mambaadv2.evaluate({run}, {str(self.data)!r}{chosen}, "
                 f"on_error={self.on_error!r}, device={self.device!r})"

@@ -28,6 +28,9 @@ HEADINGS = dict(
     )
 )
 
+PIECES = {"auroc": "AUROC", "ap": "AP", "f1max": "F1max"}
+"""The metrics of pieces that several images show."""
+
 LEVEL = 0.95
 """Of all intervals."""
 
@@ -61,6 +64,11 @@ class ImageResult:
     """Pixels of the true defect in the image as it is; None without a mask."""
     pixels: int | None = None
     """Pixels of the image as it is."""
+
+    @property
+    def ranking(self) -> float:
+        """What the image metrics rank: the protocol's image score."""
+        return self.score if self.ranked is None else self.ranked
 
     @property
     def ratio(self) -> float:
@@ -117,6 +125,10 @@ class ClassResult:
     """The defined ones with their replicates; empty where intervals were not asked for."""
     samples: Mapping[str, float] = field(default_factory=dict)
     """Of pieces that several images show: "auroc", "ap", "f1max" and "n"; empty without any."""
+    sampled_pieces: Mapping[str, Sampled] = field(default_factory=dict)
+    """The same three with their replicates; empty where intervals were not asked for."""
+    grid_bound: float | None = None
+    """How far a pixel metric of `exact` can be from full precision; None without pixel metrics."""
     n_good: int
     """Good test images."""
     n_defect: int
@@ -248,13 +260,20 @@ class Evaluation:
 
     def _samples(self) -> list[str]:
         """The metrics of pieces, where several images show one."""
-        return [
-            f"{name}: over {found['n']:.0f} pieces, the highest of each one's views: AUROC "
-            f"{100 * found['auroc']:.1f}, AP {100 * found['ap']:.1f}, "
-            f"F1max {100 * found['f1max']:.1f}"
-            for name, found in ((name, r.samples) for name, r in self.classes.items())
-            if found
-        ]
+        lines = []
+        for name, result in self.classes.items():
+            if not result.samples:
+                continue
+            parts = []
+            for metric, heading in PIECES.items():
+                ends = percents(interval_of(result.sampled_pieces.get(metric)))
+                within = "" if ends == "-" else f" ({ends})"
+                parts.append(f"{heading} {100 * result.samples[metric]:.1f}{within}")
+            lines.append(
+                f"{name}: over {result.samples['n']:.0f} pieces, the highest of each one's views: "
+                f"{', '.join(parts)}"
+            )
+        return lines
 
     def _decisions(self) -> list[str]:
         """What the stored thresholds make of the images: a good ranking may go with a poor one."""
@@ -308,7 +327,10 @@ def _class_content(result: ClassResult) -> dict[str, object]:
     if result.images:
         content |= {"n_flagged": result.n_flagged, "n_found": result.n_found}
     if result.samples:
-        content["samples"] = dict(result.samples)
+        pieces = {metric: interval_of(result.sampled_pieces.get(metric)) for metric in PIECES}
+        content["samples"] = {**result.samples, "intervals": _pairs(pieces)}
+    if result.grid_bound is not None:
+        content["grid_bound"] = result.grid_bound
     content["intervals"] = _pairs({metric: result.interval(metric) for metric in METRICS})
     return content
 

@@ -145,11 +145,6 @@ def test_an_unknown_class_is_named(layout: str, tmp_path: Path) -> None:
 @each_layout
 def test_an_empty_folder_is_no_data_set_of_it(layout: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    if layout == "kolektor-sdd2":  # whose one class is the folder
-        found = list_records(tmp_path / "empty", layout=layout)
-        assert found.records == ()
-        assert str(tmp_path / "empty") in found.problems[0].message
-        return
     with pytest.raises(DataError, match=f"{tmp_path}/empty.*: expected "):
         list_records(tmp_path / "empty", layout=layout)
 

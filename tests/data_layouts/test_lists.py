@@ -234,3 +234,28 @@ def test_coco_ad_is_one_data_set_per_split(tmp_path: Path) -> None:
         list_records(tmp_path)
     assert list_records(tmp_path / "meta_20_0.json").records == found.records
     assert list_records(tmp_path / "meta_20_0.json").layout == "coco-ad"
+
+
+def test_the_single_view_splits_are_not_taken_from_those_of_all_views(tmp_path: Path) -> None:
+    real_iad(tmp_path)
+    splits = next(path for path in tmp_path.rglob("*.json"))
+    arranged = tmp_path / "realiad_1024"
+    splits.rename(arranged / splits.name)
+    assert list_records(arranged, layout="real-iad").records
+    with pytest.raises(DataError, match=r"expected realiad_jsons_sv/<class>\.json"):
+        list_records(arranged, layout="real-iad-sv")
+
+
+def test_a_manifest_s_name_says_its_kind(tmp_path: Path) -> None:
+    write(tmp_path, "m.jsonl", "")
+    with pytest.raises(DataError, match=r"m\.jsonl: expected a file that ends with \.csv"):
+        list_records(tmp_path / "m.jsonl", layout="csv")
+
+
+def test_a_field_that_no_table_has_is_one_error(tmp_path: Path) -> None:
+    visa(tmp_path)
+    table = tmp_path / "split_csv/1cls.csv"
+    with table.open("a", encoding="utf-8") as file:
+        file.write("x" * 200_000 + ",train,normal,a.png,\n")
+    with pytest.raises(DataError, match=r"1cls\.csv: expected VisA's table"):
+        list_records(tmp_path)

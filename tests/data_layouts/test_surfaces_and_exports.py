@@ -249,3 +249,37 @@ def test_a_wrong_line_of_lookout_is_named(tmp_path: Path, line: str, message: st
     assert text.startswith(f"{path}:4: ")
     assert message in text
     assert len(found.records) == 3
+
+
+@pytest.mark.parametrize("name", ["mytest", "testset", "trainset-2", "train_test"])
+def test_a_name_that_only_seems_to_say_a_split_is_refused(tmp_path: Path, name: str) -> None:
+    lookout(tmp_path)
+    (tmp_path / "test.manifest").rename(tmp_path / f"{name}.manifest")
+    with pytest.raises(DataError, match=rf"{name}\.manifest: expected .*rename the file"):
+        list_records(tmp_path / f"{name}.manifest")
+
+
+def test_two_images_of_one_number_in_kolektor_are_named(tmp_path: Path) -> None:
+    kolektor(tmp_path)
+    image = next(p for p in sorted((tmp_path / "test").iterdir()) if "_GT" not in p.stem)
+    shutil.copy(image, image.with_suffix(".bmp"))
+    (text,) = messages(list_records(tmp_path, split="test"))
+    assert "keep the right one" in text
+    assert image.stem in text
+
+
+def test_folders_beside_plain_ones_are_said_to_be_ignored(tmp_path: Path) -> None:
+    for name in ("a/good/0.png", "a/dent/1.png", "b/dent/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_png(tmp_path / name, np.zeros((4, 4, 3), np.uint8))
+    found = list_records(tmp_path)
+    assert {record.class_name for record in found.records} == {"a"}
+    assert found.ignored == (tmp_path / "b",)
+
+
+def test_a_class_whose_name_has_two_lines_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "nu\nt" / "train" / "good"
+    folder.mkdir(parents=True)
+    write_png(folder / "0.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(DataError, match=r"in one line, found 'nu\\nt'; rename it"):
+        list_records(tmp_path)

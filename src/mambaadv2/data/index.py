@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mambaadv2.data.layouts import LAYOUTS, NOTHING_TELLS, named_layout, recognised_layout
+from mambaadv2.data.manifest import MANIFEST_SUFFIXES
 from mambaadv2.data.record import (
     IMAGE_SUFFIXES,
     Ask,
@@ -73,6 +74,7 @@ def list_records(
     else:
         name, reason = named_layout(layout), "as named"
         _require_folder_or_file(data)
+        _require_suffix(data, name)
     try:
         listing = LAYOUTS[name](data, ask)
     except DataError as error:
@@ -104,6 +106,15 @@ def mvtec_records(
     if listing.problems:
         raise DataError(listing.problems[0].message)
     return listing.records
+
+
+def _require_suffix(data: Path, layout: str) -> None:
+    """A manifest's kind is its file's ending; the name must not say another."""
+    if f".{layout}" in MANIFEST_SUFFIXES and data.suffix.lower() != f".{layout}":
+        raise DataError(
+            f"{data}: expected a file that ends with .{layout} for --layout {layout}; leave the "
+            "layout out, or rename the file"
+        )
 
 
 def _require_folder_or_file(data: Path) -> None:

@@ -142,6 +142,12 @@ def chosen_classes(root: Path, found: Iterable[str], names: Sequence[str] | None
     Raises `DataError` for a name that was not found, with the closest one that was.
     """
     known = sorted(found)
+    for name in known:
+        if any(ord(sign) < 32 or ord(sign) == 127 for sign in name):
+            raise DataError(
+                f"{root}: expected class names in one line, found {name!r}; rename it: tables, "
+                "lists and logs have one line per name"
+            )
     if names is None:
         return known
     if isinstance(names, str) or not names:

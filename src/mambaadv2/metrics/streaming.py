@@ -28,10 +28,8 @@ from mambaadv2.metrics.region import FPR_LIMIT, check_image
 from mambaadv2.metrics.replicates import PixelReplicates
 from mambaadv2.metrics.spaced import Spacing, spaced_rows
 
-PAGES, PAGE_BITS = (
-    256,
-    12,
-)  # 2^20 bins: 24 MB, and 20 bits of a score if they spread over all floats
+# 2^20 bins: 24 MB, and 20 bits of a score if they spread over all floats.
+PAGES, PAGE_BITS = 256, 12
 WEIGHT_BITS = 40
 MAX_REGIONS = 2 ** (62 - WEIGHT_BITS)
 NAMES = ("auroc", "average_precision", "f1_max", "aupro", "iou_max")
@@ -200,9 +198,10 @@ class StreamingPool:
         """
         found = self.metrics(fpr_limit=fpr_limit)
         values = {name: float(getattr(found, name)) for name in NAMES}
-        return values if spacing is None else values | self._spaced(spacing)
+        return values if spacing is None else values | self.spaced(spacing)
 
-    def _spaced(self, spacing: Spacing) -> dict[str, float]:
+    def spaced(self, spacing: Spacing) -> dict[str, float]:
+        """The metrics that `spacing` gives few thresholds, as of `spaced_rows`."""
         counts = {name: self.grid.counts(name)[None] for name in ("all", "defect", "region")}
         held = np.flatnonzero(counts["all"][0])
         parts = {name: table[:, held] for name, table in counts.items()}

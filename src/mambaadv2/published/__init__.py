@@ -14,7 +14,7 @@ from importlib.resources import files
 
 from mambaadv2.errors import ConfigError, DataError
 from mambaadv2.evaluation_file import Filed
-from mambaadv2.results import HEADINGS, METRICS, SEVEN, percents
+from mambaadv2.results import HEADINGS, LEVEL, METRICS, SEVEN, percents
 
 DATASETS = {
     "mvtec": ("MVTec AD", 15),
@@ -84,6 +84,10 @@ def results_table(dataset: str, own: Filed | None = None, protocol: str | None =
     name = _table_name(dataset)
     rows = published(dataset)
     there = list(dict.fromkeys(row.protocol for row in sorted(rows, key=lambda r: r.protocol)))
+    if protocol is not None and protocol not in there:
+        raise ConfigError(
+            f"protocol: no published numbers of {name} by {protocol!r}, only by {', '.join(there)}"
+        )
     if own is not None:
         measured = own.evaluation.protocol.name
         if protocol not in (None, measured) or measured not in there:
@@ -94,10 +98,6 @@ def results_table(dataset: str, own: Filed | None = None, protocol: str | None =
                 f"--protocol {asked}"
             )
         protocol = measured
-    if protocol not in (None, *there):
-        raise ConfigError(
-            f"protocol: no published numbers of {name} by {protocol!r}, only by {', '.join(there)}"
-        )
     blocks = [
         _block(name, one, [row for row in rows if row.protocol == one], own)
         for one in there
@@ -147,12 +147,11 @@ def _own_rows(own: Filed) -> list[list[str]]:
 def _own_notes(name: str, own: Filed) -> list[str]:
     count = next(number for table, number in DATASETS.values() if table == name)
     have = len(own.evaluation.classes)
-    notes = [f"This run: {own.path}; below its numbers their 95 % intervals over images."]
+    notes = [f"This run: {own.path}"]
+    if own.evaluation.resampling is not None:
+        notes[0] += f"; below its numbers their {100 * LEVEL:.0f} % intervals over images"
     if have != count:
-        notes.append(
-            f"Not comparable as a whole: this run was measured on {have} classes, {name} has "
-            f"{count}."
-        )
+        notes.append(f"Not comparable as a whole: classes of this run: {have}, of {name}: {count}.")
     return notes
 
 

@@ -232,6 +232,7 @@ def mask_files(
     for path in entries.images:
         by_stem.setdefault(path.stem, []).append(path)
     stems = {image.stem for image in images}
+    truth = folder.name if folder.name == "gt" else folder.parent.name
     used: set[str] = set()
     for image in images:
         names = [f"{image.stem}_mask"]
@@ -249,7 +250,7 @@ def mask_files(
             draft.fail(
                 image,
                 f"has no mask; expected {folder / f'{image.stem}_mask.png'} or "
-                f"{image.stem}.png there. Without any masks, remove the class's ground_truth/",
+                f"{image.stem}.png there. Without any masks, remove the class's {truth}/",
             )
     for path in entries.images:
         if path.stem not in used:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mambaadv2.data.layouts.entries import Entry, entry_listing, items_of, json_file, shown
-from mambaadv2.data.layouts.tree import Draft, head_of
+from mambaadv2.data.layouts.tree import Draft, files_named, head_of
 from mambaadv2.data.record import GOOD, Ask, Listing, Split, not_a_file
 from mambaadv2.errors import DataError, Problem
 
@@ -19,6 +18,11 @@ NORMAL_NAMES = frozenset({"good", "normal", "ok", "no anomaly"})
 
 CLASSIFICATION = "groundtruth/image-classification"
 SEGMENTATION = "groundtruth/semantic-segmentation"
+_SPLIT_WORDS: Mapping[Split, frozenset[str]] = {
+    "train": frozenset({"train", "training"}),
+    "validation": frozenset({"val", "validation"}),
+    "test": frozenset({"test", "testing"}),
+}
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -47,12 +51,13 @@ def datumaro(root: Path, ask: Ask) -> Listing:
 def lookout(root: Path, ask: Ask) -> Listing:
     """List Amazon Lookout for Vision manifests: JSON lines of SageMaker Ground Truth.
 
-    root: the manifest, or a folder of *.manifest files. A manifest with "train" or "test" in its
-    name is that split; of any other good images are train and the others test. An image is good
-    when the class-name of its image classification is (`NORMAL_NAMES`). An s3:// name is looked
-    for below the manifest's folder by its last parts, as many of them as fit. Masks are the -ref of
-    type semantic segmentation; their background is the colour that internal-color-map names
-    BACKGROUND, white as a rule. One class, named as the folder.
+    root: the manifest, or a folder of *.manifest files. A manifest with the word "train", "val" or
+    "test" in its name ("line2-test.manifest") is that split; one that has it within a longer word
+    is refused; of any other good images are train and the others test. An image is good when the
+    class-name of its image classification is (`NORMAL_NAMES`). An s3:// name is looked for below
+    the manifest's folder by its last parts, as many of them as fit. Masks are the -ref of type
+    semantic segmentation; their background is the colour that internal-color-map names BACKGROUND,
+    white as a rule. One class, named as the folder.
 
     Source: Amazon Lookout for Vision developer guide, manifest-file-classification and
     manifest-file-segmentation.
@@ -87,34 +92,31 @@ def recognised(root: Path) -> dict[str, str]:
     return found
 
 
-def _named(folder: Path, suffix: str) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.name.endswith(suffix))
-    except OSError:
-        return []
-    return [folder / name for name in names]
-
-
 def _datumaro_files(folder: Path) -> list[Path]:
-    return [path for path in _named(folder, ".json") if is_datumaro(path)]
+    return [path for path in files_named(folder, ".json") if is_datumaro(path)]
 
 
 def _manifests(folder: Path) -> list[Path]:
-    return _named(folder, ".manifest")
+    return files_named(folder, ".manifest")
 
 
-def _split_of(name: str, label: str) -> Split:
-    """By a subset's or manifest's name; without train, val or test in it by the label."""
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    known: tuple[tuple[Split, set[str]], ...] = (
-        ("train", {"train", "training"}),
-        ("validation", {"val", "validation"}),
-        ("test", {"test", "testing"}),
-    )
-    for split, names in known:
-        if words & names:
-            return split
+def _split_of(path: Path, label: str) -> Split:
+    """By a subset's or manifest's name; without train, val or test in it by the label.
+
+    Raises `DataError` for a name that has train or test within a word ("mytest"), or several
+    splits: taken for the wrong one, test images would be learned.
+    """
+    name = path.stem.lower()
+    words = set(re.split(r"[^a-z]+", name))
+    found = {split for split, names in _SPLIT_WORDS.items() if words & names}
+    if len(found) == 1:
+        return found.pop()
+    hidden = [part for part in ("train", "test") if part in name]
+    if hidden:
+        raise DataError(
+            f"{path}: expected a name that says one split as a word of its own (train, val or "
+            f"test, as in line2-test{path.suffix}), found {path.name!r}; rename the file"
+        )
     return "train" if label == GOOD else "test"
 
 
@@ -142,7 +144,7 @@ def _datumaro_entries(path: Path, base: Path, name: str, draft: Draft) -> Iterat
             continue
         others = [labels[each] for each in ids if labels[each].casefold() not in NORMAL_NAMES]
         label = others[0] if others else GOOD
-        split = _split_of(path.stem, label)
+        split = _split_of(path, label)
         yield Entry(where=where, path=image, class_name=name, split=split, label=label)
     if shapes:
         images = f"{shapes:,} image{'s' if shapes > 1 else ''}"
@@ -203,16 +205,14 @@ def _lookout_entries(path: Path, name: str, draft: Draft) -> Iterator[Entry]:
             where=where,
             path=_local(path.parent, source),
             class_name=name,
-            split=_split_of(path.stem, label),
+            split=_split_of(path, label),
             label=label,
             masks=(_local(path.parent, mask),) if mask else (),
             mask_background=background,
         )
 
 
-def _metadata(
-    item: Mapping[str, Any], kind: Literal["groundtruth/image-classification"] | str
-) -> tuple[str, Mapping[str, Any]]:
+def _metadata(item: Mapping[str, Any], kind: str) -> tuple[str, Mapping[str, Any]]:
     """The name of the attribute of a type and its metadata. Raises `KeyError` without one."""
     for key, value in item.items():
         if key.endswith("-metadata") and isinstance(value, dict) and value.get("type") == kind:

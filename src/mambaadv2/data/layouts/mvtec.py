@@ -173,7 +173,7 @@ def recognised(root: Path) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for folder in folders:
         for name, reason in _marks_of(folder):
-            found.setdefault(name, []).append(folder.name)
+            found.setdefault(name, []).append(folder.resolve().name)
             reasons.setdefault(name, reason)
     answers = {name: f"{reasons[name]} in {some(found[name], 3)}" for name in found}
     classes = frozenset(found.get("mvtec", ()))

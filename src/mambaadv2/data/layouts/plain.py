@@ -42,6 +42,8 @@ def folder(root: Path, ask: Ask) -> Listing:
             f"{root}: expected good/ with normal images, or images, found {described(entries)}"
         )
     draft = Draft()
+    if not bare and not has(root, GOOD):
+        draft.ignored += [path for path in entries.folders if path.name not in folders]
     names = chosen_classes(root, folders, ask.classes)
     for name in names:
         if bare:

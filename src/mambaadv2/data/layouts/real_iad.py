@@ -14,13 +14,12 @@ taken from ADer's rule (a piece is defect when any view is) and could not be che
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mambaadv2.data.layouts.entries import Entry, entry_listing, items_of, json_file, texts
-from mambaadv2.data.layouts.tree import Draft, head_of
+from mambaadv2.data.layouts.tree import Draft, files_named, head_of
 from mambaadv2.data.record import GOOD, Ask, Listing, Split, chosen_classes
 from mambaadv2.errors import DataError, Problem
 
@@ -65,19 +64,13 @@ def recognised(root: Path) -> dict[str, str]:
 def _json_folder(root: Path, name: str) -> Path | None:
     """The folder of the splits: the download nests realiad_jsons/realiad_jsons/."""
     beside = root.parent if root.name in SIZES else root
-    for folder in (beside / name / name, beside / "realiad_jsons" / name, beside / name, root):
-        if any(is_split_file(path) for path in _files(folder)[:3]):
+    places = [beside / name / name, beside / "realiad_jsons" / name, beside / name]
+    # Directly in the folder, as ADer arranges it, are the splits of all views.
+    places += [root] if name == "realiad_jsons" else []
+    for folder in places:
+        if any(is_split_file(path) for path in files_named(folder, ".json")[:3]):
             return folder
     return None
-
-
-def _files(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.name.endswith(".json"))
-    except OSError:
-        return []
-    return [folder / name for name in names]
 
 
 def _image_folder(root: Path, splits: Path) -> Path:
@@ -99,7 +92,7 @@ def _listing(root: Path, ask: Ask, name: str) -> Listing:
             f"{root}: expected {name}/<class>.json in it or beside it, with the splits of Real-IAD"
         )
     images = _image_folder(root, splits)
-    files = {path.stem: path for path in _files(splits) if is_split_file(path)}
+    files = {path.stem: path for path in files_named(splits, ".json") if is_split_file(path)}
     chosen = chosen_classes(splits, files, ask.classes)
     draft = Draft()
     entries: list[Entry] = []

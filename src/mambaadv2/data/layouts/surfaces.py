@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import os
@@ -33,6 +32,8 @@ def kolektor_sdd2(root: Path, ask: Ask) -> Listing:
     Sources: Bozic et al., Computers in Industry 129 (2021); github.com/vicoslab/
     mixed-segdec-net-comind2021, data/input_ksdd2.py.
     """
+    if not any(has(root, split) for split in SPLIT_FOLDERS):
+        raise DataError(f"{root}: expected train/ and test/ in it, found no such folder")
     draft = Draft()
     name = root.resolve().name
     entries: list[Entry] = []
@@ -119,7 +120,11 @@ def _kolektor_entries(folder: Path, name: str, split: Split, draft: Draft) -> It
     if entries is None:
         return
     add_foreign(draft, entries)
-    by_stem = {path.stem: path for path in entries.images}
+    by_stem: dict[str, Path] = {}
+    for path in entries.images:
+        if path.stem in by_stem:
+            draft.fail(path, f"has the number of {by_stem[path.stem].name}; keep the right one")
+        by_stem.setdefault(path.stem, path)
     for stem, path in by_stem.items():
         if stem.endswith(GT):
             if stem.removesuffix(GT) not in by_stem:
@@ -242,10 +247,10 @@ def _elpv_entries(table: Path, draft: Draft) -> Iterator[Entry]:
         lines = table.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table}: cannot be read ({error})") from error
-    for place, fields in enumerate(csv.reader(lines, delimiter=" ", skipinitialspace=True), 1):
+    for place, fields in enumerate((line.split() for line in lines), 1):
         where = f"{table}:{place}"
         try:
-            image, probability, kind = (field for field in fields if field)
+            image, probability, kind = fields
             value = float(probability)
         except ValueError:
             value = -1.0

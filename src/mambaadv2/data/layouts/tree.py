@@ -113,6 +113,17 @@ def add_foreign(draft: Draft, entries: Entries) -> None:
     ]
 
 
+def files_named(folder: Path, suffix: str) -> list[Path]:
+    """Return the files of a folder whose names end with `suffix`, sorted; none where none can be
+    listed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.endswith(suffix))
+    except OSError:
+        return []
+    return [folder / name for name in names]
+
+
 def described(entries: Entries, limit: int = 5) -> str:
     """Return a few words on what a folder holds, for messages."""
     names = [f"{path.name}/" for path in entries.folders]

@@ -62,7 +62,7 @@ def _entries(table: Path, draft: Draft) -> Iterator[Entry]:
             f"{table}: expected the columns {', '.join(COLUMNS)}, found {', '.join(header)}"
         )
     base = table.parents[1]
-    for row in rows:
+    for row in _rows(table, rows):
         where = f"{table}:{rows.line_num}"
         if not row:
             continue
@@ -82,3 +82,10 @@ def _entries(table: Path, draft: Draft) -> Iterator[Entry]:
             label=LABELS[label],
             masks=(base / mask,) if mask and LABELS[label] != GOOD else (),
         )
+
+
+def _rows(table: Path, rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise DataError(f"{table}: expected VisA's table of splits ({error})") from error
