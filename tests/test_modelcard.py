@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mambaadv2.errors import CheckpointError
-from mambaadv2.modelcard import UNKNOWN, escape, write_model_card
+from mambaadv2.markdown import escape
+from mambaadv2.modelcard import UNKNOWN, write_model_card
 
 WEIGHTS = "f" * 64
 ODD = 'a|b`c<script>*d*\n# e & [f](g) "h"'

@@ -6,11 +6,12 @@ complete and anything else is refused. Training removes an older pair before it 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaadv2.calibrate import ClassCalibration, recorded_calibration
+from mambaadv2.calibrate import ClassCalibration, recorded_calibration, threshold_sentence
 from mambaadv2.errors import CheckpointError, ConfigError
 from mambaadv2.files import write_atomically
 from mambaadv2.foreign import explain_foreign
@@ -29,7 +30,9 @@ from mambaadv2.model.scoring import Scorer
 
 SCHEMA_VERSION = 3
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-MADE_OF_IT = ("evaluation.json", "MODEL_CARD.md")  # what is written beside a model and about it
+# What is written beside a model and about it.
+CALIBRATION, LABELLED, SUSPECTS = "calibration.json", "labelled.json", "suspects.png"
+MADE_OF_IT = ("evaluation.json", CALIBRATION, LABELLED, SUSPECTS, "MODEL_CARD.md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,8 @@ class ModelCard:
     """Their raw scores, which are also the maxima of their maps, in the order of `calibration.json`
     where the run was calibrated again, else of `data.json`; none for a run older than schema 2."""
     calibration_kinds: Mapping[str, str]
-    """What the threshold is: a `calibrate.Kind`, or "earlier" by the rule before schema 3."""
+    """Which rule made the threshold: a `calibrate.Kind`, "labelled" with known defects, or
+    "earlier", the rule before schema 3."""
     calibration_trimmed: Mapping[str, tuple[int, ...]]
     """Positions of the scores that were left out because their images look mislabelled."""
     false_alarm_rate: float
@@ -58,6 +62,9 @@ class ModelCard:
     """Whether the scorer was fitted on the held-out images too, each scored by the others."""
     colour_scale: tuple[float, float]
     """low and high of map / threshold in heat maps."""
+    calibration_labelled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of classes of kind "labelled": the fields of a `calibrate.LabelledThreshold` but the
+    threshold itself."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was made, for people: steps, seconds, data fingerprint, package version."""
 
@@ -80,9 +87,14 @@ class ModelCard:
             raise CheckpointError(
                 f"colour_scale: expected 0 <= low < high, got {self.colour_scale}"
             )
+        if not set(self.calibration_labelled) <= set(self.classes):
+            raise CheckpointError(
+                f"calibration_labelled: expected some of the classes {list(self.classes)}, got "
+                f"{sorted(self.calibration_labelled)}"
+            )
         for name in self.classes:
             self.kept_scores(name)
-            self.calibration(name)
+            self.threshold_sentence(name)
 
     def kept_scores(self, name: str) -> tuple[float, ...]:
         """Scores of a class's held-out images without those trimmed: what p-values rank among."""
@@ -95,12 +107,36 @@ class ModelCard:
         return tuple(score for i, score in enumerate(scores) if i not in trimmed)
 
     def calibration(self, name: str) -> ClassCalibration | None:
-        """What the threshold of a class promises; None for one of the rule before schema 3."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        try:
-            return recorded_calibration(fields, name)
-        except ConfigError as error:
-            raise CheckpointError(str(error)) from error
+        """What the threshold of a class promises; None for kinds that promise no rate."""
+        with _as_checkpoint_error():
+            return recorded_calibration(self._fields(), name)
+
+    def threshold_sentence(self, name: str) -> str:
+        """Which rule made the threshold of a class and what it promises, for people."""
+        with _as_checkpoint_error():
+            return threshold_sentence(self._fields(), name)
+
+    @property
+    def unseen_scores(self) -> dict[str, tuple[float, ...]]:
+        """By class the scores that later images are exchangeable with, for a `DriftWatch`.
+
+        None of a class, where the held-out images also fitted the scorer (`leave_one_out`): they
+        are near, but a watch that compared with them would keep to no bound.
+        """
+        return {
+            name: () if self.leave_one_out else self.kept_scores(name) for name in self.classes
+        }
+
+    def _fields(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+@contextlib.contextmanager
+def _as_checkpoint_error() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def calibration_fields(
@@ -117,6 +153,7 @@ def calibration_fields(
         "false_alarm_rate": one.rate,
         "false_alarm_confidence": one.confidence,
         "leave_one_out": one.leave_one_out,
+        "calibration_labelled": {},
     }
 
 

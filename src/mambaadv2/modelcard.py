@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mambaadv2.calibrate import FALSE_ALARM_RATE, ClassCalibration, recorded_calibration
+from mambaadv2.calibrate import (
+    FALSE_ALARM_RATE,
+    ClassCalibration,
+    recorded_calibration,
+    threshold_sentence,
+)
 from mambaadv2.errors import CheckpointError, ConfigError
 from mambaadv2.files import read_json_object, write_atomically
+from mambaadv2.markdown import escape, table
 
-MODEL_CARD = "MODEL_CARD.md"
+MODEL_CARD, EVALUATION = "MODEL_CARD.md", "evaluation.json"
+REPLACED = "thresholds_replaced"  # in evaluation.json: it counts nothing at today's thresholds
+SUSPECTS = "suspects.png"
 
 UNKNOWN = "not recorded"
 _STRIDES = (32, 16, 8, 4)  # of the stages in `dims`; all but the first are compared
@@ -41,7 +48,6 @@ _ENVIRONMENT = {
     "threads": "threads",
     "gpu": "GPU",
 }
-_PLAIN = re.compile(r"(?!www\b)[A-Za-z0-9]+(?:[_.+ -][A-Za-z0-9]+)*", re.IGNORECASE)
 
 
 def write_model_card(folder: Path) -> None:
@@ -60,10 +66,10 @@ def write_model_card(folder: Path) -> None:
         read_json_object(folder / "data.json"),
         read_json_object(folder / "environment.json"),
     )
-    evaluation = read_json_object(folder / "evaluation.json")
+    evaluation = read_json_object(folder / EVALUATION)
     sections = (
         _opening(model),
-        _classes(model, data),
+        _classes(model, data, (folder / SUSPECTS).is_file()),
         _measured(evaluation, model),
         _architecture(model),
         _limits(model),
@@ -73,24 +79,6 @@ def write_model_card(folder: Path) -> None:
     )
     lines = [line for section in sections for line in (*section, "")]
     write_atomically(folder / MODEL_CARD, "\n".join(lines).encode())
-
-
-def escape(text: object) -> str:
-    r"""Text that Markdown shows as it is, in a line or a table's cell, whatever it holds.
-
-    Characters that cannot be seen, line ends among them, are shown as their code in Python, and so
-    is the backslash: no two texts are shown alike.
-
-    >>> escape("screw_a"), escape("a|b"), escape("two\nlines")
-    ('screw_a', 'a\\|b', 'two\\\\nlines')
-    """
-    # What is unseen or turns the direction of writing: controls, formats, separators, surrogates.
-    seen = "".join(
-        c if c == " " or (unicodedata.category(c)[0] not in "CZ" and c != "\\") else ascii(c)[1:-1]
-        for c in str(text)
-    )
-    seen = re.sub(r"^ | $|(?<= ) ", r"\\x20", seen)  # spaces that Markdown would drop
-    return seen if _PLAIN.fullmatch(seen) else re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", seen)
 
 
 def _at(content: object, *names: str) -> Any:
@@ -117,13 +105,6 @@ def _are_numbers(*values: object) -> bool:
     return all(type(value) in (int, float) for value in values)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-
-
 def _opening(model: Mapping[str, Any]) -> Iterator[str]:
     names = _names(model)
     shown = ", ".join(map(escape, names[:10])) + (", ..." if len(names) > 10 else "")
@@ -148,7 +129,9 @@ def _opening(model: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _classes(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+def _classes(
+    model: Mapping[str, Any], data: Mapping[str, Any], pictures: bool
+) -> Iterator[str]:
     yield "## Classes and thresholds"
     yield ""
     rows, promises = [], []
@@ -158,8 +141,8 @@ def _classes(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
         threshold = _at(model, "thresholds", name)
         scored = isinstance(scores, list) and len(scores) > 0 and _are_numbers(*scores, threshold)
         over = str(sum(score > threshold for score in scores)) if scored else UNKNOWN
-        promised = _promised(model, name)
-        promises += [] if promised is None else [f"- {escape(name)}: {promised.sentence}"]
+        promised, sentence = _promised(model, name)
+        promises += [] if sentence is None else [f"- {escape(name)}: {sentence}"]
         rows.append(
             [
                 escape(name),
@@ -167,21 +150,24 @@ def _classes(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
                 _known(held),
                 _number(threshold, ".6g"),
                 over,
-                UNKNOWN if promised is None else promised.kind,
-                UNKNOWN if promised is None else f"{100 * promised.guaranteed:.2g} %",
+                UNKNOWN if sentence is None else _known(_at(model, "calibration_kinds", name)),
+                "nothing" if promised is None else f"{100 * promised.guaranteed:.2g} %",
             ]
         )
     head = ["class", "images learned from", "held out", "threshold", "held out above it"]
     head += ["kind", "false alarms, on average at most"]
-    yield from _table(head, rows)
+    yield from table(head, rows)
     yield ""
     yield (
-        "A threshold is in raw score units of its class and comes from the held-out good images "
-        f"alone. {_aim(model)}"
+        "A threshold is in raw score units of its class and, unless its kind says otherwise, comes "
+        f"from the held-out good images alone. {_aim(model)}"
     )
     if promises:
         yield ""
         yield from promises
+    if pictures:
+        yield ""
+        yield f"Good images that look mislabelled are shown, with score and p-value, in {SUSPECTS}."
     skipped = _at(data, "skipped")
     count = len(skipped) if isinstance(skipped, list) else _at(model, "training", "skipped")
     if count:
@@ -196,16 +182,21 @@ def _aim(model: Mapping[str, Any]) -> str:
         f'It aims at flagging {wished} of good images. "conformal" is a threshold that keeps to it '
         "whatever the scores' distribution, on average over the choice of the held-out images; "
         '"assumed" is one from too few images for that, right if scores are roughly normal, and '
-        "that is a wish and no guarantee."
+        'that is a wish and no guarantee; "labelled" is one chosen with known defects for an aim of '
+        'its own; "earlier" is the wish of an older version.'
     )
 
 
-def _promised(model: Mapping[str, Any], name: str) -> ClassCalibration | None:
-    """What a threshold promises; None where the file does not say it."""
+def _promised(
+    model: Mapping[str, Any], name: str
+) -> tuple[ClassCalibration | None, str | None]:
+    """What a threshold promises, if it does, and the sentence on it; None where nothing is said."""
     try:
-        return recorded_calibration(model, name)
+        promised, sentence = recorded_calibration(model, name), threshold_sentence(model, name)
+        # Where a threshold was chosen with defects, the file has words of its own in it.
+        return promised, sentence if promised is not None else escape(sentence)
     except ConfigError:
-        return None
+        return None, None
 
 
 def _measured(evaluation: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]:
@@ -230,7 +221,7 @@ def _measured(evaluation: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
     ]
     mean = [_percent(_at(evaluation, "mean", metric)) for metric in _METRICS]
     rows.append(["**mean**", *mean, *(_sum(classes, count) for count in ("n_good", "n_defect"))])
-    yield from _table(["class", *_METRICS.values(), "good", "defect"], rows)
+    yield from table(["class", *_METRICS.values(), "good", "defect"], rows)
     yield ""
     yield (
         f"In percent, protocol {_known(evaluation.get('protocol'))} of mambaadv2: maps and masks "
@@ -239,6 +230,13 @@ def _measured(evaluation: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
         f"{_time(evaluation.get('time_utc'))}, on images with the fingerprint (SHA-256 over their "
         f"names and content) {_known(evaluation.get('data_sha256'))}."
     )
+    if evaluation.get(REPLACED):
+        yield ""
+        yield (
+            "Evaluated at earlier thresholds: they were replaced since. The numbers above hold for "
+            "all thresholds; what was counted at the earlier ones is removed. To count at the new "
+            "ones: `mambaadv2 evaluate RUN DATA`"
+        )
     notes = evaluation.get("notes")
     if isinstance(notes, dict) and notes:
         yield ""
@@ -285,7 +283,7 @@ def _architecture(model: Mapping[str, Any]) -> Iterator[str]:
         ["scan directions of the stages", _listed(_at(config, "directions"))],
         ["score", _known(_at(config, "score"))],
     ]
-    yield from _table(["", ""], rows)
+    yield from table(["", ""], rows)
     yield ""
     yield "Every field is in `model.json`. The encoder's weights are in `model.safetensors` too."
 
@@ -356,7 +354,7 @@ def _making(
         rows.append(
             [label, "none" if key == "gpu" and value is None and environment else _known(value)]
         )
-    yield from _table(["", ""], rows)
+    yield from table(["", ""], rows)
     if data:
         yield ""
         yield "`data.json` names every image and its SHA-256, `config.json` every setting."

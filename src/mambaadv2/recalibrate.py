@@ -12,32 +12,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
+from tqdm import tqdm
 
 from mambaadv2.calibrate import (
     FALSE_ALARM_RATE,
     ClassCalibration,
     calibrate_classes,
-    colour_scale,
     needed_images,
 )
-from mambaadv2.checkpoint import calibration_fields, read_card, write_card
+from mambaadv2.checkpoint import CALIBRATION, calibration_fields, read_card
 from mambaadv2.errors import DataError
-from mambaadv2.files import (
-    file_sha256,
-    locked,
-    read_json_object,
-    remove_unfinished,
-    write_atomically,
-    writing_to,
-)
-from mambaadv2.modelcard import write_model_card
+from mambaadv2.files import read_json_object
 from mambaadv2.predict import find_images, load, predict_paths
-
-CALIBRATION = "calibration.json"
+from mambaadv2.suspect_sheet import find_suspects
+from mambaadv2.thresholds import colours_from, high_end, replace_good, unseen_hashes
 
 
 def recalibrate(
@@ -49,39 +40,42 @@ def recalibrate(
     trim: bool = True,
     device: str = "auto",
     batch_size: int = 8,
+    progress: bool = False,
 ) -> dict[str, ClassCalibration]:
     """Replace the thresholds and the colour scale of a run folder; weights stay. Returns the new.
 
     inputs: files, folders and patterns of good images alone, at least one that the model takes for
     each class. rate: wished share of good images flagged; confidence: None for on average, else the
     share of calibrations for which it is to hold; trim: leave out images that look mislabelled; all
-    as in `calibrate_classes`. `calibration.json` keeps names and hashes of the images, in the order
-    of their scores in `model.json`. What an earlier evaluation counted at the old thresholds is not
-    touched: evaluate again.
+    as in `calibrate_classes`. progress: a bar on stderr when that is a terminal.
+
+    `calibration.json` keeps names and hashes of the images, in the order of their scores in
+    `model.json`; `suspects.png` shows those that were left out, if any. What an earlier evaluation
+    counted at the old thresholds is removed from `evaluation.json`: evaluate again.
 
     Raises `DataError` for images that the model was trained on or held out, by content, and for a
     class without image; `ConfigError` for a bad rate; nothing is changed then.
+
+    >>> from mambaadv2 import recalibrate  # doctest: +SKIP
+    >>> print(recalibrate("runs/parts", ["line4/good"])["screw"].sentence)  # doctest: +SKIP
     """
     needed_images(rate, confidence=confidence)  # refuses impossible ones before the work
     folder = Path(run)
     card, weights = read_card(folder)
-    known = _known_hashes(folder)
     paths = list(dict.fromkeys(find_images(inputs)))
-    hashes = {path: file_sha256(path).hex() for path in paths}
-    seen = [path for path in paths if hashes[path] in known]
-    if seen:
-        raise DataError(
-            f"{seen[0]}: expected good images that the model has not seen, this one took part in "
-            f"its training, as did {len(seen) - 1} others; take newer ones, or evaluate images"
-        )
+    hashes = unseen_hashes(folder, paths)
     scores: dict[str, list[float]] = {name: [] for name in card.classes}
-    files: dict[str, list[list[str]]] = {name: [] for name in card.classes}
+    files: dict[str, list[Path]] = {name: [] for name in card.classes}
     ends: dict[str, list[float]] = {name: [] for name in card.classes}
-    predictor = load(folder, device=device)
-    for path, _, found, _ in predict_paths(predictor, paths, batch_size=batch_size):
+    predicted = predict_paths(load(folder, device=device), paths, batch_size=batch_size)
+    bar = tqdm(
+        predicted, total=len(paths), unit="image", desc="calibrate",
+        disable=None if progress else True,
+    )  # fmt: skip
+    for path, _, found, _ in bar:
         scores[found.class_name].append(found.score)
-        files[found.class_name].append([path.name, hashes[path]])
-        ends[found.class_name].append(float(np.quantile(found.map, 0.99)))
+        files[found.class_name].append(path)
+        ends[found.class_name].append(high_end(found.map))
     without = [name for name, values in scores.items() if not values]
     if without:
         raise DataError(
@@ -89,33 +83,24 @@ def recalibrate(
             f"was taken for {', '.join(without)}; add some"
         )
     classes = calibrate_classes(scores, rate=rate, confidence=confidence, trim=trim)
-    # Quantiles scale with the map, so that of each map is all that the colour scale needs.
-    relative = [
-        np.array([end / classes[name].threshold], dtype=np.float32)
-        for name, values in ends.items()
-        for end in values
-    ]
-    colours = colour_scale(relative)
     changed = dataclasses.replace(
-        card, **calibration_fields(classes, scores), colour_scale=(colours.low, colours.high)
+        card,
+        **calibration_fields(classes, scores),
+        colour_scale=colours_from(ends, {name: c.threshold for name, c in classes.items()}),
     )
-    with writing_to(folder), locked(folder):
-        remove_unfinished(folder)
-        write_atomically(folder / CALIBRATION, (json.dumps(files, indent=2) + "\n").encode())
-        write_card(folder, changed, weights)
-        write_model_card(folder)
+    named = {name: [[p.name, hashes[p]] for p in paths] for name, paths in files.items()}
+    replace_good(folder, changed, weights, named, find_suspects(classes, scores, files))
     return classes
 
 
-def _known_hashes(folder: Path) -> set[str]:
-    """SHA-256 of all images that the run learned from or held out, as far as it says."""
-    data = read_json_object(folder / "data.json")
-    parts = (data.get(part) for part in ("learn", "held"))
-    return {
-        digest
-        for part in parts
-        if isinstance(part, dict)
-        for files in part.values()
-        if isinstance(files, dict)
-        for digest in files.values()
-    }
+def calibration_words(
+    run: str | os.PathLike[str], classes: Mapping[str, ClassCalibration]
+) -> Iterator[str]:
+    """What `recalibrate` did to a run, for people: a paragraph for each class, line by line."""
+    files = read_json_object(Path(run) / CALIBRATION)
+    for name, calibrated in classes.items():
+        count = f"{calibrated.images} good image{'' if calibrated.images == 1 else 's'}"
+        yield f"{name}: threshold {calibrated.threshold:.6g} from {count}"
+        yield f"  {calibrated.sentence}"
+        for i in calibrated.trimmed:
+            yield f"  left out, looks mislabelled: {files[name][i][0]}"

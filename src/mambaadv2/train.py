@@ -66,6 +66,7 @@ from mambaadv2.runlog import RunLog, settings_of
 from mambaadv2.scan import backends_in_use, library
 from mambaadv2.signals import StopRequest, stop_on_signal
 from mambaadv2.snapshot import Snapshot, Snapshots
+from mambaadv2.suspect_sheet import find_suspects, write_suspects
 
 LEAST_SHARE = 0.1  # of `minutes`, for training, where features and calibration leave less
 
@@ -302,14 +303,16 @@ def _run(job: _Job, start: float, resume: bool) -> None:
         }
         log.draw()
         require_going(job.stop)
+        held_paths = {name: part.held for name, part in job.parts.items()}
         try:
+            write_suspects(folder, find_suspects(held_out.classes, held_out.scores, held_paths))
             save_run(folder, network, scorer, _card(network, held_out, job.parts, training))
         except OSError as error:
             raise CheckpointError(
                 f"{folder}: the model could not be written ({error.strerror}); free some space, "
                 "then the same command with --resume goes on from the last snapshot"
             ) from error
-        for text in threshold_words(held_out, {n: p.held for n, p in job.parts.items()}):
+        for text in threshold_words(held_out, held_paths):
             log.say(text)
         log.say(f"done in {log.seconds:.0f} s after {steps} steps: {folder}")
 

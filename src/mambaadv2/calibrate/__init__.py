@@ -4,7 +4,8 @@ Pure functions of scores and maps: they know no network and no file. `conformal`
 thresholds, `classes` the rule that training uses, `assumed` what stands in where images are too
 few, `suspects` good images that look mislabelled, `pooled` and `crossed` ways to use few images,
 `discovery` a whole batch, `regions` places in a map, `labelled` thresholds with known defects,
-`drift` the watch over a stream, `colours` the heat maps' scale, `recorded` reads a model's back.
+`drift` the watch over a stream, `watch` one for each class beside it, `colours` the heat maps'
+scale, `recorded` reads a model's back.
 """
 
 from __future__ import annotations
@@ -27,19 +28,27 @@ from mambaadv2.calibrate.drift import DriftState, DriftWatch
 from mambaadv2.calibrate.labelled import (
     LabelledScores,
     LabelledThreshold,
+    require_aim,
+    threshold_for_aim,
     threshold_for_cost,
     threshold_for_f1,
     threshold_for_recall,
 )
 from mambaadv2.calibrate.pooled import pooled_p_value, pooled_threshold
-from mambaadv2.calibrate.recorded import recorded_calibration
+from mambaadv2.calibrate.recorded import (
+    recorded_calibration,
+    recorded_labelled,
+    threshold_sentence,
+)
 from mambaadv2.calibrate.regions import Region, RegionRule, map_threshold, regions
 from mambaadv2.calibrate.suspects import suspects
+from mambaadv2.calibrate.watch import DriftAlarm, StreamWatch
 
 __all__ = [
     "FALSE_ALARM_RATE",
     "ClassCalibration",
     "ColourScale",
+    "DriftAlarm",
     "DriftState",
     "DriftWatch",
     "Kind",
@@ -47,6 +56,7 @@ __all__ = [
     "LabelledThreshold",
     "Region",
     "RegionRule",
+    "StreamWatch",
     "adjusted_p_values",
     "assumed_limits",
     "calibrate_classes",
@@ -65,10 +75,14 @@ __all__ = [
     "pooled_p_value",
     "pooled_threshold",
     "recorded_calibration",
+    "recorded_labelled",
     "regions",
+    "require_aim",
     "shortage",
     "suspects",
+    "threshold_for_aim",
     "threshold_for_cost",
     "threshold_for_f1",
     "threshold_for_recall",
+    "threshold_sentence",
 ]

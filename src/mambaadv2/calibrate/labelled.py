@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mambaadv2.calibrate.conformal import finite_array
 from mambaadv2.errors import ConfigError
 
+_DECIMAL = r"\d{1,9}(?:\.\d{1,9})?|\.\d{1,9}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledScores:
@@ -55,17 +56,46 @@ class LabelledScores:
 class LabelledThreshold:
     """A threshold, what it was chosen for, and what it gives on the split it was chosen on.
 
-    threshold: an image is flagged above it. recall: share of the split's defects flagged.
-    false_alarms: share of its good images flagged. Both are of the images that chose it, so new
-    images will do a little worse. guarantee: what is proved for new defects, as a sentence, or "".
+    threshold: an image is flagged above it. recall: share of the split's `defects` defects flagged.
+    false_alarms: share of its `good` good images flagged. Both are of the images that chose it, so
+    new images will do a little worse. guarantee: what is proved for new defects, as a sentence, or
+    "".
     """
 
     threshold: float
     aim: str
     split: str
+    defects: int
+    good: int
     recall: float
     false_alarms: float
     guarantee: str = ""
+
+    def __post_init__(self) -> None:
+        texts = (self.aim, self.split, self.guarantee)
+        counts, shares = (self.defects, self.good), (self.recall, self.false_alarms)
+        if not (
+            all(type(text) is str for text in texts)
+            and all(type(count) is int and count > 0 for count in counts)
+            and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
+        ):
+            raise ConfigError(
+                f"labelled threshold: expected texts {texts}, numbers above 0 {counts} and shares "
+                f"from 0 to 1 {shares}"
+            )
+
+    @property
+    def sentence(self) -> str:
+        """How it was chosen and what that is worth, for people; a whole sentence."""
+        found, flagged = round(self.recall * self.defects), round(self.false_alarms * self.good)
+        text = (
+            f"Chosen for {self.aim} on the split {self.split}: there it finds {found} of "
+            f"{self.defects} defects and flags {flagged} of {self.good} good images, which is a "
+            "little better than new images will do"
+        )
+        if self.guarantee:
+            text += f"; {self.guarantee}"
+        return f"{text}. No rate of false alarms is guaranteed."
 
 
 def threshold_for_f1(labelled: LabelledScores) -> LabelledThreshold:
@@ -123,14 +153,59 @@ def threshold_for_recall(
     if rank < 1:
         raise ConfigError(
             f"recall: {100 * recall:g} % needs at least {math.ceil(1 / missing) - 1} defects in "
-            f"{labelled.split!r}, you have {d}; ask for less, or for guarantee=False, which only "
-            "looks at the defects you have"
+            f"{labelled.split!r}, you have {d}; ask for less, add defects, or in Python take "
+            "threshold_for_recall with guarantee=False, which only looks at the defects you have"
         )
     threshold = float(np.nextafter(known[rank - 1], -np.inf))
     sentence = f"a new defect of these kinds is found with a chance of at least {recall:g}"
     return _made(
         labelled, threshold, f"recall {recall:g}", f"{sentence}, on average" if guarantee else ""
     )
+
+
+def threshold_for_aim(labelled: LabelledScores, aim: str) -> LabelledThreshold:
+    """The threshold for an aim in words, as the command line takes it.
+
+    aim: "f1"; "recall=R", R in (0, 1), with the guarantee; "cost=C", a miss costing C times as much
+    as a false alarm, with the split's share of defects; "cost=C,defects=D" with a share of D in
+    production. Raises `ConfigError` for others, and as the functions behind it.
+
+    >>> known = LabelledScores(
+    ...     scores=np.array([1.0, 2.0, 3.0]), defects=np.array([False, False, True]), split="val"
+    ... )
+    >>> threshold_for_aim(known, "f1").threshold, threshold_for_aim(known, "cost=20").aim
+    (2.5, 'least cost at 20 per miss, 1 per false alarm, 0.333333 defects')
+    """
+    require_aim(aim)
+    kind, _, value = aim.partition("=")
+    if kind == "recall":
+        return threshold_for_recall(labelled, float(value))
+    if kind == "cost":
+        miss, _, share = value.partition(",defects=")
+        return threshold_for_cost(
+            labelled,
+            miss=float(miss),
+            false_alarm=1.0,
+            defect_share=float(share) if share else None,
+        )
+    return threshold_for_f1(labelled)
+
+
+def require_aim(aim: str) -> None:
+    """Raise `ConfigError` unless `aim` is one of `threshold_for_aim`."""
+    found = re.fullmatch(
+        rf"f1|recall=(?P<recall>{_DECIMAL})|cost=(?P<cost>{_DECIMAL})(,defects=(?P<share>{_DECIMAL}))?",
+        aim,
+    )
+    asked = {} if found is None else found.groupdict()
+    shares = [float(asked[name]) for name in ("recall", "share") if asked.get(name)]
+    costs = [float(asked["cost"])] if asked.get("cost") else []
+    if found is None or not (all(0 < s < 1 for s in shares) and all(0 < c for c in costs)):
+        raise ConfigError(
+            "aim: expected f1, recall=R with R between 0 and 1, or cost=C with the cost of a miss "
+            "in false alarms, above 0, and if wished the share of defects in production, as in "
+            f"cost=20,defects=0.002; got {aim!r}"
+        )
 
 
 def _least(
@@ -172,6 +247,8 @@ def _made(
         threshold=threshold,
         aim=aim,
         split=labelled.split,
+        defects=int(labelled.defects.sum()),
+        good=int((~labelled.defects).sum()),
         recall=float(flagged[labelled.defects].mean()),
         false_alarms=float(flagged[~labelled.defects].mean()),
         guarantee=guarantee,

@@ -7,23 +7,25 @@ from typing import Any
 
 from mambaadv2.calibrate.classes import ClassCalibration
 from mambaadv2.calibrate.conformal import largest_rank
+from mambaadv2.calibrate.labelled import LabelledThreshold
 from mambaadv2.errors import ConfigError
 
 
 def recorded_calibration(content: Mapping[str, Any], name: str) -> ClassCalibration | None:
     """The calibration of class `name` from the fields of `model.json`, parsed.
 
-    None for a threshold of the rule before schema 3 (kind "earlier"), which promises nothing.
+    None for a threshold that promises no rate of false alarms: one of the rule before schema 3
+    (kind "earlier") and one chosen with known defects (kind "labelled", see `recorded_labelled`).
     Raises `ConfigError` for fields that are absent or contradict each other.
     """
     try:
         kind = content["calibration_kinds"][name]
-        if kind == "earlier":
+        if kind in ("earlier", "labelled"):
             return None
         if kind not in ("conformal", "assumed"):
             raise ConfigError(
-                f"calibration_kinds: expected conformal, assumed or earlier for {name}, got "
-                f"{kind!r}"
+                f"calibration_kinds: expected conformal, assumed, labelled or earlier for {name}, "
+                f"got {kind!r}"
             )
         images = content["calibration_images"][name]
         if type(images) is not int or not 0 < images < 2**31:
@@ -44,3 +46,42 @@ def recorded_calibration(content: Mapping[str, Any], name: str) -> ClassCalibrat
         raise ConfigError(f"calibration of {name}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"calibration of {name}: missing or wrong field ({error})") from error
+
+
+def recorded_labelled(content: Mapping[str, Any], name: str) -> LabelledThreshold | None:
+    """The threshold of class `name` chosen with known defects; None for one of another kind.
+
+    From the fields of `model.json`, parsed. Raises `ConfigError` for fields that are absent, wrong
+    or contradict the kind.
+    """
+    try:
+        kind = content["calibration_kinds"][name]
+        told = content.get("calibration_labelled", {})
+        if (kind == "labelled") != (name in told):
+            raise ConfigError(
+                f"calibration_labelled: expected an entry exactly for kind labelled, the kind is "
+                f"{kind!r}"
+            )
+        if kind != "labelled":
+            return None
+        return LabelledThreshold(threshold=content["thresholds"][name], **told[name])
+    except ConfigError as error:
+        raise ConfigError(f"calibration of {name}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"calibration of {name}: missing or wrong field ({error})") from error
+
+
+def threshold_sentence(content: Mapping[str, Any], name: str) -> str:
+    """Which rule made the threshold of class `name` and what it promises, for people.
+
+    From the fields of `model.json`, parsed; raises as the other two.
+    """
+    labelled, promised = recorded_labelled(content, name), recorded_calibration(content, name)
+    if labelled is not None:
+        return labelled.sentence
+    if promised is not None:
+        return promised.sentence
+    return (
+        "By the rule of an older version, a wish of 1 % of false alarms; nothing is guaranteed. "
+        "Calibrate the run again with good images for a guarantee."
+    )
