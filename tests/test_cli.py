@@ -39,7 +39,12 @@ SURFACE = {
         *["-h", "DATA", "RUN"],
     ],
     "predict": [
-        *["--batch-size", "--device", "--help", "--out", "--raw", "--resume", "-h", "INPUT", "RUN"],
+        *["--batch-size", "--device", "--fdr", "--help", "--min-area", "--out", "--raw"],
+        *["--resume", "--watch", "-h", "INPUT", "RUN"],
+    ],
+    "calibrate": [
+        *["--aim", "--batch-size", "--confidence", "--device", "--help", "--keep-suspects"],
+        *["--labelled", "--layout", "--rate", "-h", "INPUT", "RUN"],
     ],
     "compare": ["--help", "-h", "FIRST", "SECOND"],
     "results": ["--dataset", "--help", "--protocol", "-h", "RUN"],
@@ -173,7 +178,22 @@ def test_the_flags_of_train_are_its_parameters() -> None:
             "mambaadv2.predict",
             "predict_to_folder",
             3,
-            ["raw", "resume", "device", "batch_size", "progress"],
+            [
+                *["raw", "min_area", "watch", "fdr", "resume", "device", "batch_size"],
+                "progress",
+            ],
+        ),
+        (
+            "mambaadv2.recalibrate",
+            "recalibrate",
+            2,
+            ["rate", "confidence", "trim", "device", "batch_size", "progress"],
+        ),
+        (
+            "mambaadv2.recalibrate_labelled",
+            "recalibrate_labelled",
+            2,
+            ["aim", "layout", "device", "batch_size", "progress"],
         ),
         ("mambaadv2.recipes", "demo", 1, []),
         ("mambaadv2.data.check", "check_data", 1, []),
@@ -216,9 +236,63 @@ def test_predict_says_whether_an_image_failed(install: Install, failed: int, cod
     assert cli.main(["predict", "run", "a.png", "folder", "--out", "o", "--raw"]) == code
     assert predict.args == (Path("run"), ["a.png", "folder"], Path("o"))
     rest = {"device": "auto", "batch_size": 8, "progress": True}
-    assert predict.kwargs == {"raw": True, "resume": False, **rest}
-    assert cli.main(["predict", "run", "a.png", "--out", "o", "--resume"]) == code
-    assert predict.kwargs == {"raw": False, "resume": True, **rest}
+    plain = {"min_area": 1, "watch": False, "fdr": None}
+    assert predict.kwargs == {"raw": True, "resume": False, **plain, **rest}
+    flags = ["--resume", "--watch", "--fdr", "0.1", "--min-area", "30"]
+    assert cli.main(["predict", "run", "a.png", "--out", "o", *flags]) == code
+    asked = {"min_area": 30, "watch": True, "fdr": 0.1}
+    assert predict.kwargs == {"raw": False, "resume": True, **asked, **rest}
+
+
+@pytest.mark.parametrize("order", ["run a b --rate 0.02", "run --rate 0.02 a b"])
+def test_calibrate_passes_good_images(
+    install: Install, capsys: pytest.CaptureFixture[str], order: str
+) -> None:
+    recalibrate, words = Recorder({"screw": 1}), Recorder(["screw: 2", "  3"])
+    install("mambaadv2.recalibrate", recalibrate=recalibrate, calibration_words=words)
+    rest = {"device": "auto", "batch_size": 8, "progress": True}
+    assert cli.main(["calibrate", *order.split()]) == 0
+    assert recalibrate.args == (Path("run"), ["a", "b"])
+    assert recalibrate.kwargs == {"rate": 0.02, "confidence": None, "trim": True, **rest}
+    assert words.args == (Path("run"), {"screw": 1})
+    assert capsys.readouterr().out == "screw: 2\n  3\n"
+    assert cli.main(["calibrate", "run", "a", "--keep-suspects", "--confidence", "0.95"]) == 0
+    assert recalibrate.kwargs == {"rate": 0.01, "confidence": 0.95, "trim": False, **rest}
+
+
+def test_calibrate_passes_a_labelled_data_set(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recalibrate, words = Recorder({"screw": 1}), Recorder(["screw: 2"])
+    install(
+        "mambaadv2.recalibrate_labelled", recalibrate_labelled=recalibrate, labelled_words=words
+    )
+    flags = "--labelled parts --aim recall=0.95 --layout csv --device cpu --batch-size 2"
+    assert cli.main(["calibrate", "run", *flags.split()]) == 0
+    assert recalibrate.args == (Path("run"), Path("parts"))
+    assert recalibrate.kwargs == {
+        **{"aim": "recall=0.95", "layout": "csv", "device": "cpu", "batch_size": 2},
+        "progress": True,
+    }
+    assert capsys.readouterr().out == "screw: 2\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("", "expected good images (INPUT), or --labelled DATA and --aim"),
+        ("--labelled d", "expected good images (INPUT), or --labelled DATA and --aim"),
+        ("--aim f1", "expected good images (INPUT), or --labelled DATA and --aim"),
+        ("a.png --labelled d --aim f1", "got INPUT and --labelled; calibrate twice"),
+        ("--labelled d --aim f1 --rate 0.02", "got --rate and --labelled"),
+        ("a.png --aim f1", "got INPUT and --aim"),
+    ],
+)
+def test_calibrate_goes_one_way(
+    capsys: pytest.CaptureFixture[str], flags: str, message: str
+) -> None:
+    assert cli.main(["calibrate", "run", *flags.split()]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("clean", "code"), [(True, 0), (False, 1)])
@@ -344,6 +418,10 @@ def test_a_closed_pipe_is_quiet() -> None:
         ("train data --out r --limit-classes a,,b", "names with commas between, got 'a,,b'"),
         ("train data --out r --device tpu", "invalid choice: 'tpu'"),
         ("predict run --out o", "INPUT"),
+        ("predict run a --out o --fdr 1", "a number between 0 and 1, got '1'"),
+        ("predict run a --out o --min-area 0", "a whole number above 0, got '0'"),
+        ("calibrate", "RUN"),
+        ("calibrate run a --rate nan", "a number between 0 and 1, got 'nan'"),
     ],
 )
 def test_wrong_usage_names_the_argument(

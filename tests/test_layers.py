@@ -47,11 +47,13 @@ ARROWS: dict[str, set[str]] = {
     "foreign": set(),
     "checkpoint": {"calibrate", "foreign", "model"},
     "predictor": {"calibrate", "checkpoint", "image", "model"},
-    "predict_folder": {"calibrate", "image", "predictor"},
+    "legend": {"calibrate", "image"},
+    "summary": {"calibrate", "checkpoint"},
+    "predict_folder": {"calibrate", "image", "legend", "predictor", "summary"},
     "rehearsal": {"data", "image", "memory", "model", "predictor", "readers"},
     "predict": {
-        *["calibrate", "checkpoint", "data.index", "predict_folder", "predictor", "readers"],
-        "rehearsal",
+        *["checkpoint", "data.index", "predict_folder", "predictor", "readers"],
+        *["rehearsal", "summary"],
     },
     "frames": {"image", "predict", "protocols"},
     "provenance": {
@@ -72,19 +74,29 @@ ARROWS: dict[str, set[str]] = {
     "resume": {"checkpoint", "prepare", "snapshot"},
     "train": {
         *["checkpoint", "data", "fit", "heldout", "model", "modelcard", "prepare", "rehearsal"],
-        *["resume", "runlog", "scan", "snapshot"],
+        *["resume", "runlog", "scan", "snapshot", "suspect_sheet"],
     },
     "recipes": {"data", "evaluate", "predict", "train"},
-    "recalibrate": {"calibrate", "checkpoint", "modelcard", "predict"},
+    "suspect_sheet": {"calibrate", "checkpoint", "data", "image"},
+    "thresholds": {"calibrate", "checkpoint", "modelcard", "suspect_sheet"},
+    "recalibrate": {"calibrate", "checkpoint", "predict", "suspect_sheet", "thresholds"},
+    "recalibrate_labelled": {
+        *["calibrate", "checkpoint", "data", "data.index", "data.record", "predict", "thresholds"],
+    },
     "installed": set(),
-    "modelcard": {"calibrate"},
+    "markdown": set(),
+    "modelcard": {"calibrate", "markdown"},
     "doctor": {"image", "installed", "memory", "model", "runlog", "scan"},
+    "cli_calibrate": {"calibrate", "recalibrate", "recalibrate_labelled"},
     "cli": {
-        *["compare", "data", "doctor", "evaluate", "evaluation_file", "model", "predict"],
-        *["protocols", "published", "recipes", "report", "train"],
+        *["cli_calibrate", "compare", "data", "doctor", "evaluate", "evaluation_file", "model"],
+        *["predict", "protocols", "published", "recipes", "report", "train"],
     },
     "__main__": {"cli"},
-    "__init__": {"evaluate", "predict", "scan", "train"},
+    "__init__": {
+        *["calibrate", "evaluate", "predict", "recalibrate", "recalibrate_labelled", "scan"],
+        "train",
+    },
 }
 LEAVES = {"__version__", "device", "errors", "files", "signals"}
 

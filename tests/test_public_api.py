@@ -11,10 +11,13 @@ import pytest
 import mambaadv2
 
 PUBLIC = {
+    "DriftWatch": "mambaadv2.calibrate",
     "Prediction": "mambaadv2.predict",
     "Predictor": "mambaadv2.predict",
     "evaluate": "mambaadv2.evaluate",
     "load": "mambaadv2.predict",
+    "recalibrate": "mambaadv2.recalibrate",
+    "recalibrate_labelled": "mambaadv2.recalibrate_labelled",
     "selective_scan": "mambaadv2.scan",
     "train": "mambaadv2.train",
 }
@@ -42,7 +45,7 @@ def test_a_type_checker_sees_the_same_names_from_the_same_places() -> None:
     assert seen == PUBLIC
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "recalibrate", "recalibrate_labelled"])
 def test_a_function_is_not_replaced_by_the_module_of_its_name(name: str) -> None:
     module = importlib.import_module(f"mambaadv2.{name}")
     setattr(mambaadv2, name, module)  # what Python does at the end of every first import

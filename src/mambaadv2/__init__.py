@@ -12,17 +12,23 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mambaadv2.calibrate import DriftWatch
     from mambaadv2.evaluate import evaluate
     from mambaadv2.predict import Prediction, Predictor, load
+    from mambaadv2.recalibrate import recalibrate
+    from mambaadv2.recalibrate_labelled import recalibrate_labelled
     from mambaadv2.scan import selective_scan
     from mambaadv2.train import train
 
 __all__ = [
+    "DriftWatch",
     "Prediction",
     "Predictor",
     "__version__",
     "evaluate",
     "load",
+    "recalibrate",
+    "recalibrate_labelled",
     "selective_scan",
     "train",
 ]
@@ -30,10 +36,13 @@ __all__ = [
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "DriftWatch": "mambaadv2.calibrate",
     "Prediction": "mambaadv2.predict",
     "Predictor": "mambaadv2.predict",
     "evaluate": "mambaadv2.evaluate",
     "load": "mambaadv2.predict",
+    "recalibrate": "mambaadv2.recalibrate",
+    "recalibrate_labelled": "mambaadv2.recalibrate_labelled",
     "selective_scan": "mambaadv2.scan",
     "train": "mambaadv2.train",
 }

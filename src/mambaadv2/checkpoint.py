@@ -123,9 +123,7 @@ class ModelCard:
         None of a class, where the held-out images also fitted the scorer (`leave_one_out`): they
         are near, but a watch that compared with them would keep to no bound.
         """
-        return {
-            name: () if self.leave_one_out else self.kept_scores(name) for name in self.classes
-        }
+        return {name: () if self.leave_one_out else self.kept_scores(name) for name in self.classes}
 
     def _fields(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mambaadv2 import __version__
+from mambaadv2.cli_calibrate import add_calibrate_arguments, calibrate, share
 from mambaadv2.device import DEVICES
 from mambaadv2.errors import MambaADv2Error, TrainingInterruptedError
 from mambaadv2.model.presets import PRESETS
@@ -103,6 +104,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict_arguments(predict)
     predict.set_defaults(command=_predict)
 
+    calibration = commands.add_parser(
+        "calibrate", help="new thresholds from images that the run has not seen", allow_abbrev=False
+    )
+    _add_run(calibration)
+    add_calibrate_arguments(calibration)
+    _add_batch_size(calibration)
+    _add_device(calibration)
+    calibration.set_defaults(command=calibrate)
+
     demo = commands.add_parser(
         "demo", help="train and test on generated images, write a page", allow_abbrev=False
     )
@@ -180,16 +190,10 @@ def _results(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from mambaadv2.predict import predict_to_folder
 
-    failed = predict_to_folder(
-        args.run,
-        args.inputs,
-        args.out,
-        raw=args.raw,
-        resume=args.resume,
-        device=args.device,
-        batch_size=args.batch_size,
-        progress=True,
-    )
+    # The flags are named as the parameters.
+    names = ("raw", "min_area", "watch", "fdr", "resume", "device", "batch_size")
+    flags = {name: getattr(args, name) for name in names}
+    failed = predict_to_folder(args.run, args.inputs, args.out, progress=True, **flags)
     return 1 if failed else 0
 
 
@@ -303,11 +307,25 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--raw", action="store_true", help="also write the raw maps (.npy)")
     parser.add_argument(
-        "--resume", action="store_true", help="keep the lines in DIR and add those that are missing"
+        "--min-area", type=_positive_int, default=1, metavar="N", help="pixels of a region at least"
     )
     parser.add_argument(
-        "--batch-size", type=_positive_int, default=8, metavar="B", help="images at once"
+        "--watch",
+        action="store_true",
+        help="say when the images, in their order, are no longer as they were: another camera, "
+        "light or product",
     )
+    parser.add_argument(
+        "--fdr",
+        type=share,
+        metavar="Q",
+        help="at the end, call so many images of the whole batch defects that a share Q of those "
+        "is good",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the lines in DIR and add those that are missing"
+    )
+    _add_batch_size(parser)
     _add_device(parser)
 
 
@@ -341,6 +359,12 @@ def _add_on_error(parser: argparse.ArgumentParser) -> None:
         choices=("stop", "skip"),
         default="stop",
         help="at files that cannot be used: list them all and stop, or go on without them",
+    )
+
+
+def _add_batch_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch-size", type=_positive_int, default=8, metavar="B", help="images at once"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,7 @@ def _opening(model: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _classes(
-    model: Mapping[str, Any], data: Mapping[str, Any], pictures: bool
-) -> Iterator[str]:
+def _classes(model: Mapping[str, Any], data: Mapping[str, Any], pictures: bool) -> Iterator[str]:
     yield "## Classes and thresholds"
     yield ""
     rows, promises = [], []
@@ -182,14 +180,12 @@ def _aim(model: Mapping[str, Any]) -> str:
         f'It aims at flagging {wished} of good images. "conformal" is a threshold that keeps to it '
         "whatever the scores' distribution, on average over the choice of the held-out images; "
         '"assumed" is one from too few images for that, right if scores are roughly normal, and '
-        'that is a wish and no guarantee; "labelled" is one chosen with known defects for an aim of '
-        'its own; "earlier" is the wish of an older version.'
+        'that is a wish and no guarantee; "labelled" is one chosen with known defects for an aim '
+        'of its own; "earlier" is the wish of an older version.'
     )
 
 
-def _promised(
-    model: Mapping[str, Any], name: str
-) -> tuple[ClassCalibration | None, str | None]:
+def _promised(model: Mapping[str, Any], name: str) -> tuple[ClassCalibration | None, str | None]:
     """What a threshold promises, if it does, and the sentence on it; None where nothing is said."""
     try:
         promised, sentence = recorded_calibration(model, name), threshold_sentence(model, name)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mambaadv2.calibrate import ColourScale
-from mambaadv2.checkpoint import read_card
+from tqdm import tqdm
+
+from mambaadv2.checkpoint import ModelCard, read_card
 from mambaadv2.data.index import IMAGE_SUFFIXES
 from mambaadv2.errors import ConfigError, DataError, ImageError, WorkerError
 from mambaadv2.files import locked, remove_unfinished, writing_to
-from mambaadv2.predict_folder import OVERLAYS, PredictionFolder, still_to_do
+from mambaadv2.predict_folder import LINES, OVERLAYS, PredictionFolder, still_to_do
 from mambaadv2.predictor import (
     ImageModel,
     NotFiniteMapError,
@@ -30,9 +33,7 @@ from mambaadv2.predictor import (
 from mambaadv2.readers import WORTH_A_PROCESS, Readers, readers_for
 from mambaadv2.rehearsal import prediction_plan
 from mambaadv2.signals import StopRequest, stop_on_signal
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from mambaadv2.summary import Watching, require_fdr, write_summary
 
 __all__ = [
     "ImageModel",
@@ -169,6 +170,9 @@ def predict_to_folder(
     out: str | os.PathLike[str],
     *,
     raw: bool = False,
+    min_area: int = 1,
+    watch: bool = False,
+    fdr: float | None = None,
     resume: bool = False,
     device: str = "auto",
     batch_size: int = 8,
@@ -176,15 +180,22 @@ def predict_to_folder(
 ) -> int:
     """Score images and write `predictions.jsonl`, `overlays/*.png` and, if `raw`, `maps/*.npy`.
 
-    A line has path, score, p_value, threshold, defect, class, width, height, ms, overlay and, if
-    `raw`, map, the last two relative to `out`; or path and error for an image that cannot be read;
-    the others go on. Returns the number of error lines. All heat maps share the model's colour
-    scale, so they can be compared. Heat maps of an earlier call that lie inside an input are not
-    taken for images.
+    A line has path, score, p_value, threshold, threshold_kind, defect, class, width, height, ms,
+    n_regions, regions (the highest `MOST_REGIONS`), overlay and, if `raw`, map, the last two
+    relative to `out`; or path and error for an image that cannot be read; the others go on. Returns
+    the number of error lines. All heat maps share the model's colour scale, which
+    `overlays/scale.png` explains. Heat maps of an earlier call that lie inside an input are not
+    taken for images. `summary.json` is written at the end.
+
+    min_area: pixels that a region has at least; the decision does not depend on it. watch: look for
+    a change in the stream, by the lines' order, and say it on stderr and in `summary.json`. fdr:
+    wished share of good images among those that the whole batch's p-values call defects, in (0, 1),
+    for `summary.json`.
 
     resume: keep the lines that are there and add those that are missing; otherwise begin anew. The
-    lines must be of the same model and `raw` (`predict.json` says), else `ConfigError`. Begins
-    where there is nothing to go on with. The returned number counts errors of earlier lines too.
+    lines must be of the same model, `raw` and `min_area` (`predict.json` says), else `ConfigError`.
+    Begins where there is nothing to go on with. The returned number counts errors of earlier lines
+    too, and the watch has seen them.
 
     The memory it needs is stated on stderr before the work and held; where it is not free, the
     batch is made smaller, and `ConfigError` raised when one image is too much. `RunBusyError` when
@@ -193,37 +204,92 @@ def predict_to_folder(
     SIGINT and SIGTERM end the work at a whole line, with `KeyboardInterrupt` and with `SystemExit`
     of code 143; the second one ends the process at once.
     """
+    if min_area < 1:
+        raise ConfigError(f"min_area: expected 1 pixel or more, got {min_area}")
     predictor = load(run, device=device)
+    require_fdr(predictor.card, fdr)
     folder = Path(out)
     # As text: a path object takes three times as much.
     paths = [str(path) for path in find_images(inputs, exclude=(folder / OVERLAYS).resolve())]
+    ask = _Ask(min_area, progress, Watching(predictor.card) if watch else None)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         with writing_to(folder):
             remove_unfinished(folder)
-        results = PredictionFolder(folder, _made_by(run, raw), raw=raw, resume=resume)
+        results = PredictionFolder(
+            folder,
+            _made_by(run, predictor, raw, min_area),
+            raw=raw,
+            resume=resume,
+            each=ask.watching.add if ask.watching is not None else lambda line: None,
+        )
         try:
-            if progress and results.finished:
-                _say(f"{results.finished} of {len(paths)} images were finished before")
-            _predict_rest(predictor, paths, results, batch_size, progress)
+            if results.finished:
+                ask.say(f"{results.finished} of {len(paths)} images were finished before")
+            results.draw_legend(
+                predictor.colour_scale,
+                {name: predictor.colour_marks(name) for name in predictor.classes},
+            )
+            ask.say_opening()
+            _predict_rest(predictor, paths, results, batch_size, ask)
+            with _kept(results, results.finished):
+                sentences = write_summary(
+                    folder / LINES, predictor.card, fdr=fdr, watching=ask.watching
+                )
         finally:
             results.close()
-    if progress:
-        summary = f"{results.defects} with a defect, {results.errors} could not be read"
-        _say(f"{results.finished} images: {summary}; results in {folder}")
+    for sentence in sentences:
+        ask.say(sentence)
+    counts = f"{results.defects} with a defect, {results.errors} could not be read"
+    ask.say(f"{results.finished} images: {counts}; results in {folder}")
     return results.errors
 
 
-def _made_by(run: str | os.PathLike[str], raw: bool) -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What of a call goes down to where lines are written. progress: say things on stderr."""
+
+    min_area: int
+    progress: bool
+    watching: Watching | None
+
+    def say(self, text: str) -> None:
+        if self.progress:
+            tqdm.write(text, file=sys.stderr)
+
+    def say_opening(self) -> None:
+        if self.watching is not None:
+            self.say(self.watching.opening())
+            self.say_news()
+
+    def say_news(self) -> None:
+        """Say what the watch has found since; what it cries is said once."""
+        for text in () if self.watching is None else self.watching.news():
+            self.say(text)
+
+
+def _made_by(
+    run: str | os.PathLike[str], predictor: Predictor, raw: bool, min_area: int
+) -> dict[str, object]:
     """What lines depend on; the batch's size and the device change no more than last digits."""
     card, weights = read_card(Path(run))
     return {
         "weights_sha256": weights,
         "thresholds": card.thresholds,
+        "threshold_rules": {name: card.threshold_sentence(name) for name in card.classes},
+        "held_out_sha256": _held_out_sha256(card),
         "colour_scale": card.colour_scale,
+        "colour_marks": {name: predictor.colour_marks(name) for name in card.classes},
+        "min_area": min_area,
         "raw": raw,
     }
+
+
+def _held_out_sha256(card: ModelCard) -> str:
+    """Over the scores that p-values rank among."""
+    scores = {name: card.kept_scores(name) for name in card.classes}
+    return hashlib.sha256(json.dumps(scores).encode()).hexdigest()
 
 
 def _predict_rest(
@@ -231,23 +297,20 @@ def _predict_rest(
     paths: Sequence[str],
     results: PredictionFolder,
     batch_size: int,
-    progress: bool,
+    ask: _Ask,
 ) -> None:
     """Write the lines that are missing."""
-    from tqdm import tqdm
-
     todo, repeated = still_to_do(paths, results.earlier, batch_size)
     if not todo:
         return
     plan = prediction_plan(predictor, todo, batch_size)
-    if progress:
-        _say(plan.sentence)
+    ask.say(plan.sentence)
     if plan.batch_size != batch_size:
         todo, repeated = still_to_do(paths, results.earlier, plan.batch_size)
     total = results.finished + len(todo) - repeated
     bar = tqdm(
         total=total, initial=results.finished, unit="image", desc="predict",
-        disable=None if progress else True,
+        disable=None if ask.progress else True,
     )  # fmt: skip
     with stop_on_signal() as request, bar, Readers(plan.readers) as readers:
         try:
@@ -255,15 +318,14 @@ def _predict_rest(
                 again = min(repeated, len(batch))
                 repeated -= again
                 with _kept(results, total):
-                    _write(batch[again:], results, predictor.colour_scale, request, bar, progress)
+                    _write(batch[again:], results, predictor, request, bar, ask)
                 batch.clear()
                 if request.signal is not None:
                     break
         except WorkerError as error:
             raise WorkerError(f"{error}; {_how_far(results, total)}") from error
     if request.signal is not None and results.finished < total:
-        if progress:
-            _say(f"stopped by {request.name}: {_how_far(results, total)}")
+        ask.say(f"stopped by {request.name}: {_how_far(results, total)}")
         if request.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + request.signal)
@@ -272,10 +334,10 @@ def _predict_rest(
 def _write(
     batch: Sequence[Outcome],
     results: PredictionFolder,
-    scale: ColourScale,
+    predictor: Predictor,
     request: StopRequest,
     bar: tqdm,
-    progress: bool,
+    ask: _Ask,
 ) -> None:
     """Write pictures and lines of a batch; on a request to stop, only those of its first images."""
     for path, image, outcome, ms in batch:
@@ -283,13 +345,14 @@ def _write(
             break
         if isinstance(outcome, Prediction):
             assert image is not None
-            results.add(path, image, outcome, ms, scale)
+            places = predictor.regions(outcome, min_area=ask.min_area)
+            results.add(path, image, outcome, places, ms, predictor.colour_scale)
         else:
             results.add_error(path, outcome)
-            if progress:
-                bar.write(str(outcome), file=sys.stderr)
+            ask.say(str(outcome))
         bar.update()
     results.commit()
+    ask.say_news()
 
 
 @contextlib.contextmanager
@@ -308,7 +371,3 @@ def _kept(results: PredictionFolder, total: int) -> Iterator[None]:
 
 def _how_far(results: PredictionFolder, total: int) -> str:
     return f"{results.finished} of {total} lines are finished, --resume adds the others"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

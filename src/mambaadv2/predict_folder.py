@@ -7,24 +7,29 @@ a killed process nor a power cut leaves a line without them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mambaadv2.calibrate import ColourScale
+from mambaadv2.calibrate import ColourScale, Region
 from mambaadv2.errors import CheckpointError, ConfigError
 from mambaadv2.files import sync_folder, write_atomically, writing_to
 from mambaadv2.image import overlay, write_png
+from mambaadv2.legend import Marks, legend
 from mambaadv2.predictor import Prediction, RgbImage
+from mambaadv2.summary import SUMMARY
 
 OVERLAYS, MAPS = "overlays", "maps"  # folders of heat maps and of raw maps
 LINES, SETTINGS = "predictions.jsonl", "predict.json"
-SCHEMA_VERSION = 2  # 2: lines have a p_value
+LEGEND = "scale"  # name of the colour scale's picture, among the heat maps
+SCHEMA_VERSION = 3  # 2: lines have a p_value; 3: threshold_kind, n_regions and regions
+MOST_REGIONS = 20  # of a line
 NAME_BYTES = 220  # of a picture's name; file systems take 255, and a number may follow
 
 
@@ -34,6 +39,8 @@ class PredictionFolder:
     settings: what makes the lines what they are, by name; kept in `predict.json`. resume: go on
     after the lines that are there, which must be of equal settings; otherwise they are removed.
 
+    each: called with every line, those that were there first, in order, once it is on the disk.
+
     earlier: the paths of the lines that were there, in order. finished, errors, defects: numbers
     of lines so far, of those with an error and of those with a defect, earlier ones included.
 
@@ -42,9 +49,15 @@ class PredictionFolder:
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, object], *, raw: bool, resume: bool
+        self,
+        folder: Path,
+        settings: Mapping[str, object],
+        *,
+        raw: bool,
+        resume: bool,
+        each: Callable[[Mapping[str, Any]], None] = lambda line: None,
     ) -> None:
-        self.folder, self.raw = folder, raw
+        self.folder, self.raw, self._each = folder, raw, each
         self.earlier: list[str] = []
         self.finished = self.errors = self.defects = 0
         self._names = _UniqueNames()
@@ -55,6 +68,8 @@ class PredictionFolder:
         with writing_to(folder):
             for name in (OVERLAYS, MAPS) if raw else (OVERLAYS,):
                 (folder / name).mkdir(parents=True, exist_ok=True)
+            # Of lines that are to come nothing is known yet.
+            (folder / SUMMARY).unlink(missing_ok=True)
             if not whole:
                 # Never beside lines that others made.
                 (folder / SETTINGS).unlink(missing_ok=True)
@@ -66,12 +81,26 @@ class PredictionFolder:
                 text = json.dumps(described, indent=2) + "\n"
                 write_atomically(folder / SETTINGS, text.encode())
 
+    def draw_legend(self, scale: ColourScale, marks: Mapping[str, Marks]) -> None:
+        """Write the picture of the colour scale. Raises `ConfigError` where that cannot be."""
+        with writing_to(self.folder):
+            write_png(self.folder / OVERLAYS / f"{LEGEND}.png", legend(scale, marks))
+
     def add(
-        self, path: Path, image: RgbImage, found: Prediction, ms: float, scale: ColourScale
+        self,
+        path: Path,
+        image: RgbImage,
+        found: Prediction,
+        places: Sequence[Region],
+        ms: float,
+        scale: ColourScale,
     ) -> None:
-        """Draw and write one image's pictures; its line waits for `commit`."""
+        """Draw and write one image's pictures; its line waits for `commit`.
+
+        places: all of the image, highest first.
+        """
         name = self._names.of(path)
-        line = _line(path, found, ms) | {"overlay": f"{OVERLAYS}/{name}.png"}
+        line = _line(path, found, places, ms) | {"overlay": f"{OVERLAYS}/{name}.png"}
         picture = overlay(image, found.map / found.threshold, scale.low, scale.high)
         write_png(self.folder / OVERLAYS / f"{name}.png", picture)
         self._pictures.append(self.folder / OVERLAYS / f"{name}.png")
@@ -117,6 +146,7 @@ class PredictionFolder:
         self.finished += 1
         self.errors += "error" in line
         self.defects += line.get("defect", False)
+        self._each(line)
 
     def _read_finished(self, described: Mapping[str, Any]) -> int:
         """Take note of the lines that are there; returns how many bytes of the file they are."""
@@ -154,7 +184,11 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     whole = text.endswith(b"\n") and isinstance(line, dict) and isinstance(line.get("path"), str)
-    kinds = {"error": str} if whole and "error" in line else {"overlay": str, "defect": bool}
+    kinds: dict[str, type] = (
+        {"error": str}
+        if whole and "error" in line
+        else {"overlay": str, "defect": bool, "class": str, "score": float}
+    )
     return line if whole and all(type(line.get(k)) is t for k, t in kinds.items()) else None
 
 
@@ -185,18 +219,23 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _line(path: Path, prediction: Prediction, ms: float) -> dict[str, object]:
+def _line(
+    path: Path, prediction: Prediction, places: Sequence[Region], ms: float
+) -> dict[str, object]:
     height, width = prediction.map.shape
     return {
         "path": str(path),
         "score": prediction.score,
         "p_value": prediction.p_value,
         "threshold": prediction.threshold,
+        "threshold_kind": prediction.threshold_kind,
         "defect": prediction.defect,
         "class": prediction.class_name,
         "width": width,
         "height": height,
         "ms": round(ms, 3),
+        "n_regions": len(places),
+        "regions": [dataclasses.asdict(place) for place in places[:MOST_REGIONS]],
     }
 
 
@@ -204,7 +243,7 @@ class _UniqueNames:
     """Output names from the last three folders and the stem; equal ones get a number."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        self._taken = {LEGEND}
         self._next: dict[str, int] = {}
 
     def of(self, path: Path) -> str:

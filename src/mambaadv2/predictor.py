@@ -37,7 +37,9 @@ class Prediction:
 
     map: (H, W) float32 anomaly map in the image's own size, raw units, >= 0.
     score: raw image score, the maximum of the map at the network's resolution.
-    threshold: of the class that was found, raw units; from held-out normal images.
+    threshold: of the class that was found, raw units.
+    threshold_kind: which rule made it: "conformal" and "assumed" from good images alone, "labelled"
+    with known defects, "earlier" by the rule of an older version, "" where nothing is known.
     defect: score > threshold. class_name: class found from the encoder's features.
     p_value: share of good images of that class that score this high, at most; from 1 / (n + 1) for
     n held-out images to 1. None where the model does not know their scores.
@@ -49,6 +51,7 @@ class Prediction:
     defect: bool
     class_name: str
     p_value: float | None = None
+    threshold_kind: str = ""
 
 
 class ImageModel(Protocol):
@@ -148,12 +151,19 @@ class Predictor:
         careful, since the held-out images are ranked by their highest pixel all the same.
         """
         peaks = self._peaks[prediction.class_name]
+        if not prediction.defect or min_area > prediction.map.size:
+            return []
         return regions(
             prediction.map,
             prediction.threshold,
             rule=RegionRule(min_area=min_area),
             peaks=peaks or None,
         )
+
+    @property
+    def unseen_scores(self) -> dict[str, tuple[float, ...]]:
+        """By class what a `DriftWatch` may compare a stream with: `ModelCard.unseen_scores`."""
+        return self.card.unseen_scores
 
     def colour_marks(self, class_name: str) -> list[tuple[float, float]]:
         """(map / threshold, p-value) of a class, for the legend of a heat map; p falls.
@@ -175,6 +185,7 @@ class Predictor:
             threshold=threshold,
             defect=score > threshold,
             class_name=name,
+            threshold_kind=self.card.calibration_kinds[name],
             p_value=float(p_values(peaks, score)) if peaks else None,
         )
 

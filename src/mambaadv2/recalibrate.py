@@ -10,7 +10,6 @@ it will when it decides, so a class that is mistaken for another now and then is
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

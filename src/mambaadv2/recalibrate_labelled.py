@@ -19,14 +19,14 @@ import numpy as np
 from mambaadv2.calibrate import LabelledScores, LabelledThreshold, require_aim, threshold_for_aim
 from mambaadv2.checkpoint import ModelCard, read_card
 from mambaadv2.data.index import list_records
-from mambaadv2.data.record import Record
+from mambaadv2.data.record import Record, Split
 from mambaadv2.data.verify import usable_records
 from mambaadv2.errors import ConfigError, DataError
 from mambaadv2.files import file_sha256
 from mambaadv2.predict import load, predict_paths
 from mambaadv2.thresholds import colours_from, high_end, replace_labelled, unseen_hashes
 
-SPLIT = "validation"
+SPLIT: Split = "validation"
 _APART = (
     "a threshold chosen on test images makes their numbers worthless: set some good images and "
     "some defects apart, in a manifest (.csv or .jsonl) whose column split says validation"

@@ -15,8 +15,8 @@ from mambaadv2.calibrate import ClassCalibration, p_values
 from mambaadv2.checkpoint import SUSPECTS
 from mambaadv2.data.check import printable
 from mambaadv2.errors import ImageError
-from mambaadv2.image import png_bytes, read_image, resize_image
 from mambaadv2.files import write_atomically
+from mambaadv2.image import png_bytes, read_image, resize_image
 
 TILE, LINE, GAP, COLUMNS = 220, 18, 10, 5
 """Pixels: side of a thumbnail, height of a line of text, space between; thumbnails in a row."""

@@ -20,6 +20,7 @@ from mambaadv2.errors import ConfigError
 
 _DECIMAL = r"\d{1,9}(?:\.\d{1,9})?|\.\d{1,9}"
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledScores:
     """Raw image scores of one class with their truth, from a split that has a name.
@@ -200,7 +201,7 @@ def require_aim(aim: str) -> None:
     asked = {} if found is None else found.groupdict()
     shares = [float(asked[name]) for name in ("recall", "share") if asked.get(name)]
     costs = [float(asked["cost"])] if asked.get("cost") else []
-    if found is None or not (all(0 < s < 1 for s in shares) and all(0 < c for c in costs)):
+    if found is None or not (all(0 < s < 1 for s in shares) and all(c > 0 for c in costs)):
         raise ConfigError(
             "aim: expected f1, recall=R with R between 0 and 1, or cost=C with the cost of a miss "
             "in false alarms, above 0, and if wished the share of defects in production, as in "
