@@ -51,7 +51,7 @@ CONFIG = ModelConfig(
 )
 LINE = {
     *("path", "score", "p_value", "threshold", "defect", "class", "width", "height", "ms"),
-    "overlay",
+    *("overlay", "threshold_kind", "n_regions", "regions"),
 }
 
 
@@ -380,7 +380,9 @@ def test_a_folder_of_results(trained: Trained, inputs: Path, tmp_path: Path) -> 
 def test_without_raw_there_are_no_maps(trained: Trained, inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict_to_folder(trained.run, [str(inputs / "a.png")], out, device="cpu", progress=False)
-    assert {p.name for p in out.iterdir()} == {"overlays", "predict.json", "predictions.jsonl"}
+    assert {p.name for p in out.iterdir()} == {
+        *("overlays", "predict.json", "predictions.jsonl", "scale.png", "summary.json")
+    }
     assert set(lines(out)[0]) == LINE
 
 

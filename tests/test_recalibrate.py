@@ -70,7 +70,7 @@ def test_images_of_the_training_are_refused(made: Path, run: Path) -> None:
     copy = run.parent / "renamed.png"
     shutil.copy(first, copy)
     before = (run / "model.json").read_bytes()
-    with pytest.raises(DataError, match=r"renamed\.png: expected good images .* not seen"):
+    with pytest.raises(DataError, match=r"renamed\.png: expected an image .* not seen"):
         recalibrate(run, [str(copy), str(made / "fresh")], device="cpu")
     assert (run / "model.json").read_bytes() == before
     assert not (run / "calibration.json").exists()

@@ -11,6 +11,7 @@ be saved saved; 141 the reader of the output went away.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import os
 import sys
@@ -73,10 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mambaadv2 {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add = functools.partial(commands.add_parser, allow_abbrev=False)
 
-    train = commands.add_parser(
-        "train", help="learn from good images, write a run folder", allow_abbrev=False
-    )
+    train = add("train", help="learn from good images, write a run folder")
     _add_train_arguments(train)
     train.set_defaults(command=_train)
 
@@ -98,36 +98,23 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_comparisons(commands)
 
-    predict = commands.add_parser(
-        "predict", help="score images and write heat maps", allow_abbrev=False
-    )
+    predict = add("predict", help="score images and write heat maps")
     _add_predict_arguments(predict)
     predict.set_defaults(command=_predict)
 
-    calibration = commands.add_parser(
-        "calibrate", help="new thresholds from images that the run has not seen", allow_abbrev=False
-    )
-    _add_run(calibration)
-    add_calibrate_arguments(calibration)
-    _add_batch_size(calibration)
-    _add_device(calibration)
+    calibration = add("calibrate", help="new thresholds from images that the run has not seen")
+    _add_calibrate_arguments(calibration)
     calibration.set_defaults(command=calibrate)
 
-    demo = commands.add_parser(
-        "demo", help="train and test on generated images, write a page", allow_abbrev=False
-    )
+    demo = add("demo", help="train and test on generated images, write a page")
     demo.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: chosen)")
     demo.set_defaults(command=_demo)
 
-    info = commands.add_parser(
-        "info", help="describe a model: stages, parameters, operations", allow_abbrev=False
-    )
+    info = add("info", help="describe a model: stages, parameters, operations")
     _add_model(info)
     info.set_defaults(command=_info)
 
-    doctor = commands.add_parser(
-        "doctor", help="check this machine for training and prediction", allow_abbrev=False
-    )
+    doctor = add("doctor", help="check this machine for training and prediction")
     doctor.add_argument("--json", action="store_true", help="print JSON instead of a list")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -325,6 +312,13 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="keep the lines in DIR and add those that are missing"
     )
+    _add_batch_size(parser)
+    _add_device(parser)
+
+
+def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    add_calibrate_arguments(parser)
     _add_batch_size(parser)
     _add_device(parser)
 

@@ -149,7 +149,7 @@ def _classes(model: Mapping[str, Any], data: Mapping[str, Any], pictures: bool) 
                 _number(threshold, ".6g"),
                 over,
                 UNKNOWN if sentence is None else _known(_at(model, "calibration_kinds", name)),
-                "nothing" if promised is None else f"{100 * promised.guaranteed:.2g} %",
+                UNKNOWN if sentence is None else _on_average(promised),
             ]
         )
     head = ["class", "images learned from", "held out", "threshold", "held out above it"]
@@ -173,6 +173,10 @@ def _classes(model: Mapping[str, Any], data: Mapping[str, Any], pictures: bool) 
         yield f"Files left out because they could not be used: {escape(count)}, see data.json."
 
 
+def _on_average(promised: ClassCalibration | None) -> str:
+    return "no promise" if promised is None else f"{100 * promised.guaranteed:.2g} %"
+
+
 def _aim(model: Mapping[str, Any]) -> str:
     rate = _at(model, "false_alarm_rate")
     wished = f"{100 * (rate if _are_numbers(rate) else FALSE_ALARM_RATE):g} %"
@@ -189,8 +193,9 @@ def _promised(model: Mapping[str, Any], name: str) -> tuple[ClassCalibration | N
     """What a threshold promises, if it does, and the sentence on it; None where nothing is said."""
     try:
         promised, sentence = recorded_calibration(model, name), threshold_sentence(model, name)
-        # Where a threshold was chosen with defects, the file has words of its own in it.
-        return promised, sentence if promised is not None else escape(sentence)
+        if _at(model, "calibration_kinds", name) == "labelled":
+            sentence = escape(sentence)  # it has words of the file's own in it
+        return promised, sentence
     except ConfigError:
         return None, None
 

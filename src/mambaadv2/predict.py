@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ from mambaadv2.checkpoint import ModelCard, read_card
 from mambaadv2.data.index import IMAGE_SUFFIXES
 from mambaadv2.errors import ConfigError, DataError, ImageError, WorkerError
 from mambaadv2.files import locked, remove_unfinished, writing_to
-from mambaadv2.predict_folder import LINES, OVERLAYS, PredictionFolder, still_to_do
+from mambaadv2.predict_folder import LEGEND, LINES, OVERLAYS, PredictionFolder, still_to_do
 from mambaadv2.predictor import (
     ImageModel,
     NotFiniteMapError,
@@ -130,12 +131,12 @@ def _outcomes(
     ]
 
 
-def find_images(inputs: Sequence[str], *, exclude: Path | None = None) -> Iterator[Path]:
+def find_images(inputs: Sequence[str], *, exclude: Sequence[Path] = ()) -> Iterator[Path]:
     """Image files behind files, folders (searched to the bottom) and glob patterns, sorted.
 
     A pattern may match files and folders; an image that it reaches twice counts once. Hidden files
-    and folders inside a folder are left out, and so is what folders and patterns find inside
-    `exclude`, a resolved path. Raises `DataError` when an input gives no image.
+    and folders inside a folder are left out, and so is what folders and patterns find at or inside
+    `exclude`, resolved paths. Raises `DataError` when an input gives no image.
     """
     for text in inputs:
         if Path(text).is_file():
@@ -144,8 +145,8 @@ def find_images(inputs: Sequence[str], *, exclude: Path | None = None) -> Iterat
         # A name with brackets may be an existing folder and no pattern.
         matches = [text] if Path(text).is_dir() else sorted(glob.glob(text, recursive=True))
         found = dict.fromkeys(path for match in matches for path in _images_at(Path(match)))
-        if exclude is not None:
-            found = {p: None for p in found if not p.resolve().is_relative_to(exclude)}
+        if exclude:
+            found = {p: None for p in found if not any(map(p.resolve().is_relative_to, exclude))}
         if not found:
             raise DataError(
                 f"{text}: expected an image, a folder with images or a pattern; found no image "
@@ -184,7 +185,7 @@ def predict_to_folder(
     n_regions, regions (the highest `MOST_REGIONS`), overlay and, if `raw`, map, the last two
     relative to `out`; or path and error for an image that cannot be read; the others go on. Returns
     the number of error lines. All heat maps share the model's colour scale, which
-    `overlays/scale.png` explains. Heat maps of an earlier call that lie inside an input are not
+    `scale.png` explains. Pictures of an earlier call that lie inside an input are not
     taken for images. `summary.json` is written at the end.
 
     min_area: pixels that a region has at least; the decision does not depend on it. watch: look for
@@ -209,40 +210,21 @@ def predict_to_folder(
     predictor = load(run, device=device)
     require_fdr(predictor.card, fdr)
     folder = Path(out)
+    own = [(folder / name).resolve() for name in (OVERLAYS, LEGEND)]
     # As text: a path object takes three times as much.
-    paths = [str(path) for path in find_images(inputs, exclude=(folder / OVERLAYS).resolve())]
-    ask = _Ask(min_area, progress, Watching(predictor.card) if watch else None)
+    paths = [str(path) for path in find_images(inputs, exclude=own)]
+    ask = _Ask(min_area, fdr, progress, Watching(predictor.card) if watch else None)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         with writing_to(folder):
             remove_unfinished(folder)
-        results = PredictionFolder(
-            folder,
-            _made_by(run, predictor, raw, min_area),
-            raw=raw,
-            resume=resume,
-            each=ask.watching.add if ask.watching is not None else lambda line: None,
-        )
+        made_by = _made_by(run, predictor, raw, min_area)
+        results = PredictionFolder(folder, made_by, raw=raw, resume=resume, each=ask.take)
         try:
-            if results.finished:
-                ask.say(f"{results.finished} of {len(paths)} images were finished before")
-            results.draw_legend(
-                predictor.colour_scale,
-                {name: predictor.colour_marks(name) for name in predictor.classes},
-            )
-            ask.say_opening()
-            _predict_rest(predictor, paths, results, batch_size, ask)
-            with _kept(results, results.finished):
-                sentences = write_summary(
-                    folder / LINES, predictor.card, fdr=fdr, watching=ask.watching
-                )
+            _predict_all(predictor, paths, results, batch_size, ask)
         finally:
             results.close()
-    for sentence in sentences:
-        ask.say(sentence)
-    counts = f"{results.defects} with a defect, {results.errors} could not be read"
-    ask.say(f"{results.finished} images: {counts}; results in {folder}")
     return results.errors
 
 
@@ -251,6 +233,7 @@ class _Ask:
     """What of a call goes down to where lines are written. progress: say things on stderr."""
 
     min_area: int
+    fdr: float | None
     progress: bool
     watching: Watching | None
 
@@ -258,10 +241,10 @@ class _Ask:
         if self.progress:
             tqdm.write(text, file=sys.stderr)
 
-    def say_opening(self) -> None:
+    def take(self, line: Mapping[str, Any]) -> None:
+        """Show a line that is on the disk to the watch, if there is one."""
         if self.watching is not None:
-            self.say(self.watching.opening())
-            self.say_news()
+            self.watching.add(line)
 
     def say_news(self) -> None:
         """Say what the watch has found since; what it cries is said once."""
@@ -290,6 +273,31 @@ def _held_out_sha256(card: ModelCard) -> str:
     """Over the scores that p-values rank among."""
     scores = {name: card.kept_scores(name) for name in card.classes}
     return hashlib.sha256(json.dumps(scores).encode()).hexdigest()
+
+
+def _predict_all(
+    predictor: Predictor,
+    paths: Sequence[str],
+    results: PredictionFolder,
+    batch_size: int,
+    ask: _Ask,
+) -> None:
+    """Write the lines that are missing and what they say together."""
+    if results.finished:
+        ask.say(f"{results.finished} of {len(paths)} images were finished before")
+    marks = {name: predictor.colour_marks(name) for name in predictor.classes}
+    results.draw_legend(predictor.colour_scale, marks)
+    if ask.watching is not None:
+        ask.say(ask.watching.opening())
+        ask.say_news()
+    _predict_rest(predictor, paths, results, batch_size, ask)
+    with _kept(results, results.finished):
+        lines, card = results.folder / LINES, predictor.card
+        sentences = write_summary(lines, card, fdr=ask.fdr, watching=ask.watching)
+    for sentence in sentences:
+        ask.say(sentence)
+    counts = f"{results.defects} with a defect, {results.errors} could not be read"
+    ask.say(f"{results.finished} images: {counts}; results in {results.folder}")
 
 
 def _predict_rest(

@@ -20,14 +20,13 @@ import numpy as np
 from mambaadv2.calibrate import ColourScale, Region
 from mambaadv2.errors import CheckpointError, ConfigError
 from mambaadv2.files import sync_folder, write_atomically, writing_to
-from mambaadv2.image import overlay, write_png
+from mambaadv2.image import overlay, png_bytes, write_png
 from mambaadv2.legend import Marks, legend
 from mambaadv2.predictor import Prediction, RgbImage
 from mambaadv2.summary import SUMMARY
 
 OVERLAYS, MAPS = "overlays", "maps"  # folders of heat maps and of raw maps
-LINES, SETTINGS = "predictions.jsonl", "predict.json"
-LEGEND = "scale"  # name of the colour scale's picture, among the heat maps
+LINES, SETTINGS, LEGEND = "predictions.jsonl", "predict.json", "scale.png"
 SCHEMA_VERSION = 3  # 2: lines have a p_value; 3: threshold_kind, n_regions and regions
 MOST_REGIONS = 20  # of a line
 NAME_BYTES = 220  # of a picture's name; file systems take 255, and a number may follow
@@ -84,7 +83,7 @@ class PredictionFolder:
     def draw_legend(self, scale: ColourScale, marks: Mapping[str, Marks]) -> None:
         """Write the picture of the colour scale. Raises `ConfigError` where that cannot be."""
         with writing_to(self.folder):
-            write_png(self.folder / OVERLAYS / f"{LEGEND}.png", legend(scale, marks))
+            write_atomically(self.folder / LEGEND, png_bytes(legend(scale, marks)))
 
     def add(
         self,
@@ -243,7 +242,7 @@ class _UniqueNames:
     """Output names from the last three folders and the stem; equal ones get a number."""
 
     def __init__(self) -> None:
-        self._taken = {LEGEND}
+        self._taken: set[str] = set()
         self._next: dict[str, int] = {}
 
     def of(self, path: Path) -> str:

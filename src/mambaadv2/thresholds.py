@@ -39,7 +39,7 @@ def unseen_hashes(folder: Path, paths: Sequence[Path]) -> dict[Path, str]:
     seen = [path for path in paths if hashes[path] in known]
     if seen:
         raise DataError(
-            f"{seen[0]}: expected images that the model has not seen, this one took part in its "
+            f"{seen[0]}: expected an image that the model has not seen, this one took part in its "
             f"training, as did {len(seen) - 1} others; take newer ones, or such as are kept apart"
         )
     return hashes
