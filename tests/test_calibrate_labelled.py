@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,6 +14,8 @@ from scipy import stats
 
 from mambaadv2.calibrate import (
     LabelledScores,
+    require_aim,
+    threshold_for_aim,
     threshold_for_cost,
     threshold_for_f1,
     threshold_for_recall,
@@ -145,3 +148,64 @@ def test_neighbours_in_floating_point_are_told_apart() -> None:
     made = threshold_for_f1(labelled([low], [math.nextafter(low, 2.0)]))
     assert made.recall == 1.0
     assert made.false_alarms == 0.0
+
+
+KNOWN = labelled([float(i) for i in range(30)], [25.5 + i for i in range(20)])
+
+
+def test_an_aim_in_words_is_the_function_of_its_name() -> None:
+    assert threshold_for_aim(KNOWN, "f1") == threshold_for_f1(KNOWN)
+    assert threshold_for_aim(KNOWN, "recall=0.95") == threshold_for_recall(KNOWN, 0.95)
+    assert threshold_for_aim(KNOWN, "recall=.9") == threshold_for_recall(KNOWN, 0.9)
+    assert threshold_for_aim(KNOWN, "cost=20") == threshold_for_cost(
+        KNOWN, miss=20.0, false_alarm=1.0
+    )
+    assert threshold_for_aim(KNOWN, "cost=2.5,defects=0.002") == threshold_for_cost(
+        KNOWN, miss=2.5, false_alarm=1.0, defect_share=0.002
+    )
+
+
+@pytest.mark.parametrize(
+    "aim",
+    [
+        *(
+            "",
+            "F1",
+            "f1=1",
+            "recall",
+            "recall=",
+            "recall=0",
+            "recall=1",
+            "recall=95%",
+            "recall=nan",
+        ),
+        *("cost=0", "cost=-1", "cost=1e3", "cost=2,defects=", "cost=2,defects=1", "cost=2, f1"),
+        "recall=0.9\n",
+    ],
+)
+def test_an_aim_that_is_none_is_refused(aim: str) -> None:
+    with pytest.raises(ConfigError, match=r"aim: expected f1, recall=R .*, or cost=C"):
+        require_aim(aim)
+    with pytest.raises(ConfigError, match="aim: expected"):
+        threshold_for_aim(KNOWN, aim)
+
+
+def test_the_sentence_says_what_was_seen_and_what_is_promised() -> None:
+    made = threshold_for_aim(KNOWN, "recall=0.95")
+    assert (made.defects, made.good) == (20, 30)
+    assert made.sentence == (
+        "Chosen for recall 0.95 on the split validation: there it finds 20 of 20 defects and flags "
+        "4 of 30 good images, which is a little better than new images will do; a new defect of "
+        "these kinds is found with a chance of at least 0.95, on average. No rate of false alarms "
+        "is guaranteed."
+    )
+    assert "chance" not in threshold_for_f1(KNOWN).sentence
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"defects": 0}, {"good": 1.5}, {"recall": 1.2}, {"false_alarms": math.nan}, {"aim": 3}],
+)
+def test_what_cannot_be_a_threshold_s_story_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="labelled threshold: expected texts"):
+        dataclasses.replace(threshold_for_f1(KNOWN), **change)

@@ -44,7 +44,7 @@ SURFACE = {
     ],
     "calibrate": [
         *["--aim", "--batch-size", "--confidence", "--device", "--help", "--keep-suspects"],
-        *["--labelled", "--layout", "--rate", "-h", "INPUT", "RUN"],
+        *["--labelled", "--layout", "--on-error", "--rate", "-h", "INPUT", "RUN"],
     ],
     "compare": ["--help", "-h", "FIRST", "SECOND"],
     "results": ["--dataset", "--help", "--protocol", "-h", "RUN"],
@@ -193,7 +193,7 @@ def test_the_flags_of_train_are_its_parameters() -> None:
             "mambaadv2.recalibrate_labelled",
             "recalibrate_labelled",
             2,
-            ["aim", "layout", "device", "batch_size", "progress"],
+            ["aim", "layout", "on_error", "device", "batch_size", "progress"],
         ),
         ("mambaadv2.recipes", "demo", 1, []),
         ("mambaadv2.data.check", "check_data", 1, []),
@@ -267,11 +267,18 @@ def test_calibrate_passes_a_labelled_data_set(
     install(
         "mambaadv2.recalibrate_labelled", recalibrate_labelled=recalibrate, labelled_words=words
     )
-    flags = "--labelled parts --aim recall=0.95 --layout csv --device cpu --batch-size 2"
+    flags = "--labelled parts --aim recall=0.95 --layout csv --on-error skip"
+    flags += " --device cpu --batch-size 2"
     assert cli.main(["calibrate", "run", *flags.split()]) == 0
     assert recalibrate.args == (Path("run"), Path("parts"))
     assert recalibrate.kwargs == {
-        **{"aim": "recall=0.95", "layout": "csv", "device": "cpu", "batch_size": 2},
+        **{
+            "aim": "recall=0.95",
+            "layout": "csv",
+            "on_error": "skip",
+            "device": "cpu",
+            "batch_size": 2,
+        },
         "progress": True,
     }
     assert capsys.readouterr().out == "screw: 2\n"

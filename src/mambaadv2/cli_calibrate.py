@@ -14,7 +14,7 @@ def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is the command's own; the run, the device and the batch are as of others."""
     parser.usage = (
         "mambaadv2 calibrate RUN INPUT [INPUT ...] [--rate R] [--confidence C] [--keep-suspects]\n"
-        "       mambaadv2 calibrate RUN --labelled DATA --aim AIM [--layout NAME]"
+        "       mambaadv2 calibrate RUN --labelled DATA --aim AIM [--layout NAME] [--on-error skip]"
     )
     inputs = parser.add_argument(
         "inputs",
@@ -55,6 +55,12 @@ def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     known.add_argument("--aim", metavar="AIM", help=f"what the threshold is for: {AIMS}")
     known.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at files of DATA that cannot be used: list them all and stop, or go on without them",
+    )
+    known.add_argument(
         "--layout", metavar="NAME", help="how DATA is laid out (default: recognised)"
     )
 
@@ -85,7 +91,12 @@ def _require_one_way(args: argparse.Namespace) -> None:
         "--confidence": args.confidence,
         "--keep-suspects": args.keep_suspects,
     }
-    known = {"--labelled": args.labelled, "--aim": args.aim, "--layout": args.layout}
+    known = {
+        "--labelled": args.labelled,
+        "--aim": args.aim,
+        "--layout": args.layout,
+        "--on-error": args.on_error != "stop",
+    }
     given = [[name for name, value in way.items() if value] for way in (good, known)]
     if all(given):
         raise ConfigError(
@@ -123,6 +134,7 @@ def _from_labelled(args: argparse.Namespace) -> list[str]:
         args.labelled,
         aim=args.aim,
         layout=args.layout,
+        on_error=args.on_error,
         device=args.device,
         batch_size=args.batch_size,
         progress=True,

@@ -20,7 +20,7 @@ from mambaadv2.calibrate import LabelledScores, LabelledThreshold, require_aim, 
 from mambaadv2.checkpoint import ModelCard, read_card
 from mambaadv2.data.index import list_records
 from mambaadv2.data.record import Record, Split
-from mambaadv2.data.verify import usable_records
+from mambaadv2.data.verify import OnError, usable_records
 from mambaadv2.errors import ConfigError, DataError
 from mambaadv2.files import file_sha256
 from mambaadv2.predict import load, predict_paths
@@ -39,6 +39,7 @@ def recalibrate_labelled(
     *,
     aim: str,
     layout: str | None = None,
+    on_error: OnError = "stop",
     device: str = "auto",
     batch_size: int = 8,
     progress: bool = False,
@@ -47,7 +48,8 @@ def recalibrate_labelled(
 
     data: a data set, as in `list_records`, with good images and defects in its validation split;
     layout: its name, None recognises it. aim: "f1", "recall=0.95", "cost=20" or
-    "cost=20,defects=0.002", as in `threshold_for_aim`. progress: messages on stderr.
+    "cost=20,defects=0.002", as in `threshold_for_aim`. on_error: "stop" at files that cannot be
+    used, listing all, or "skip" them. progress: messages on stderr.
 
     An image counts for the class that the model takes it for, as it will when the model decides. A
     class for which no good image or no defect is there keeps its threshold and is not returned.
@@ -63,7 +65,7 @@ def recalibrate_labelled(
     require_aim(aim)
     folder = Path(run)
     card, weights = read_card(folder)
-    records = _validation_records(Path(data), card.classes, layout, progress)
+    records = _validation_records(Path(data), card.classes, layout, on_error, progress)
     paths = [record.path for record in records]
     hashes = unseen_hashes(folder, paths)
     _require_not_tested(Path(data), layout, hashes)
@@ -114,7 +116,7 @@ class _Seen:
 
 
 def _validation_records(
-    data: Path, classes: Sequence[str], layout: str | None, progress: bool
+    data: Path, classes: Sequence[str], layout: str | None, on_error: OnError, progress: bool
 ) -> tuple[Record, ...]:
     """The usable images of the validation split, of classes that the model knows."""
     listing = list_records(data, split=SPLIT, layout=layout)
@@ -133,7 +135,7 @@ def _validation_records(
             f"{', '.join(sorted(listing.classes))}"
         )
     return usable_records(
-        data, split=SPLIT, classes=names, layout=layout, progress=progress
+        data, split=SPLIT, classes=names, on_error=on_error, layout=layout, progress=progress
     ).records
 
 
