@@ -27,6 +27,7 @@ from mambaadv2.checkpoint import (
     make_scorer,
     read_card,
     save_run,
+    write_card,
 )
 from mambaadv2.errors import CheckpointError
 from mambaadv2.model import encoder as encoder_module
@@ -278,9 +279,63 @@ def test_a_card_says_what_its_thresholds_promise() -> None:
         assert value == own, name
 
 
+LABELLED = {
+    "aim": "best F1",
+    "split": "validation",
+    "defects": 5,
+    "good": 9,
+    "recall": 0.8,
+    "false_alarms": 1 / 3,
+    "guarantee": "",
+}
+
+
+def test_a_threshold_chosen_with_defects_is_told_from_the_others(run: Path) -> None:
+    kinds = {"calibration_kinds": {"bolt": "assumed", "nut": "labelled"}}
+    edit(run, lambda content: content.update(kinds, calibration_labelled={"nut": LABELLED}))
+    card, weights = read_card(run)
+    assert card.calibration("nut") is None
+    assert card.threshold_sentence("nut").startswith("Chosen for best F1 on the split validation: ")
+    assert card.threshold_sentence("bolt") == CARD.threshold_sentence("bolt")
+    write_card(run, card, weights)
+    assert read_card(run) == (card, weights)
+    # What an older file of this schema does not say is: none.
+    edit(run, lambda content: content.update(calibration_kinds=CARD.calibration_kinds))
+    edit(run, lambda content: content.pop("calibration_labelled"))
+    assert read_card(run)[0].calibration_labelled == {}
+
+
+def test_a_stream_may_be_compared_with_scores_that_fitted_nothing() -> None:
+    assert CARD.unseen_scores == {"bolt": (), "nut": ()}
+    fresh = dataclasses.replace(CARD, leave_one_out=False)
+    assert fresh.unseen_scores == {"bolt": CARD.kept_scores("bolt"), "nut": ()}
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
+        ({"calibration_labelled": {"nut": LABELLED}}, "calibration of nut: calibration_labelled: "),
+        ({"calibration_labelled": {"cog": LABELLED}}, "calibration_labelled: expected some of"),
+        ({"calibration_labelled": None}, "missing or unknown field"),
+        (
+            {"calibration_kinds": {"bolt": "labelled", "nut": "earlier"}},
+            "calibration of bolt: calibration_labelled: expected an entry",
+        ),
+        *(
+            (
+                {
+                    "calibration_kinds": {"bolt": "labelled", "nut": "earlier"},
+                    "calibration_labelled": {"bolt": wrong},
+                },
+                words,
+            )
+            for wrong, words in (
+                ({**LABELLED, "recall": 2}, "calibration of bolt: labelled threshold: expected"),
+                ({**LABELLED, "cost": 2}, "calibration of bolt: missing or wrong field"),
+                ({}, "calibration of bolt: missing or wrong field"),
+                (None, "calibration of bolt: missing or wrong field"),
+            )
+        ),
         (
             {"calibration_kinds": {"bolt": "sure", "nut": "earlier"}},
             "calibration of bolt: calibration_kinds: expected",

@@ -142,6 +142,41 @@ def test_a_guarantee_is_told_from_an_assumption(folder: Path) -> None:
     assert "- nut: By the rule of an older version, a wish of 1" in text
 
 
+def test_a_threshold_chosen_with_defects_is_told(folder: Path) -> None:
+    content = model("screw", "nut")
+    content["calibration_kinds"]["nut"] = "labelled"
+    content["calibration_labelled"] = {
+        "nut": {
+            **{"aim": "best F1", "split": ODD, "defects": 5, "good": 9},
+            **{"recall": 0.8, "false_alarms": 0.0, "guarantee": ""},
+        }
+    }
+    write(folder, "model.json", content)
+    text = card(folder)
+    assert next(row[-2:] for row in rows(text) if row[0] == "nut") == ["labelled", "no promise"]
+    sentence = next(line for line in text.splitlines() if line.startswith("- nut: "))
+    assert sentence.startswith("- nut: Chosen for best F1 on the split a\\|b\\`c\\<script\\>")
+    assert "there it finds 4 of 5 defects and flags 0 of 9 good images" in sentence
+    assert '"labelled" is one chosen with known defects' in text
+
+
+def test_suspects_are_pointed_to_where_there_is_a_picture(folder: Path) -> None:
+    assert "suspects.png" not in card(folder)
+    (folder / "suspects.png").touch()
+    shown = section(card(folder), "Classes and thresholds")
+    assert (
+        "Good images that look mislabelled are shown, with score and p-value, in suspects.png"
+        in (shown)
+    )
+
+
+def test_a_measurement_at_earlier_thresholds_is_called_that(folder: Path) -> None:
+    write(folder, "evaluation.json", {**evaluation("screw"), "thresholds_replaced": True})
+    measured = section(card(folder), "Measured")
+    assert "96.3" in measured
+    assert "Evaluated at earlier thresholds: they were replaced since." in measured
+
+
 def test_without_a_measurement_the_card_says_how_to_make_one(folder: Path) -> None:
     measured = section(card(folder), "Measured")
     assert "Not measured yet" in measured
