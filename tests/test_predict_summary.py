@@ -364,7 +364,7 @@ def test_the_legend_has_a_bar_for_each_class(case: Case) -> None:
     assert (marked != one).any()
     # Outside of the scale, or on top of another, nothing can be marked.
     assert (legend(scale, {"a": [(0.4, 0.5), (3.0, 0.01)]}) == one).all()
-    assert (legend(scale, {"a": [(1.0, 0.05), (1.0001, 0.04)]}) == marked).all()
+    assert (legend(scale, {"a": [(0.9999, 0.06), (1.0, 0.05)]}) == marked).all()
     legend(scale, {"é\n\udcff": [(1.0, 0.05)]})
     drawn = read_image(case.whole / "scale.png")
     predictor = load(case.run, device="cpu")

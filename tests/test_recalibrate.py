@@ -79,6 +79,16 @@ def test_images_of_the_training_are_refused(made: Path, run: Path) -> None:
     assert not (run / "calibration.json").exists()
 
 
+def test_copies_count_once(made: Path, run: Path, tmp_path: Path) -> None:
+    once = recalibrate(run, [str(made / "fresh")], rate=0.2, device="cpu")
+    kept = (run / "calibration.json").read_text()
+    for i, path in enumerate(sorted((made / "fresh").iterdir())):
+        shutil.copy(path, tmp_path / f"copy-{i}.png")
+    again = recalibrate(run, [str(made / "fresh"), str(tmp_path / "*.png")], rate=0.2, device="cpu")
+    assert again == once
+    assert (run / "calibration.json").read_text() == kept
+
+
 def test_every_class_needs_an_image(made: Path, run: Path) -> None:
     card, _ = read_card(run)
     predictor = load(run, device="cpu")

@@ -144,10 +144,10 @@ def test_a_class_without_defects_keeps_its_threshold(run: Path, manifest: Write)
     before, _ = read_card(run)
     classes = [name for name, k in truth_and_scores(run, manifest(half)).items()]
     data = manifest(lambda i, r: half(i, r) and not (r.defect and r.class_name == classes[0]))
-    labels = {}
+    labels: dict[str, set[bool]] = {}
     for record in list_records(data, split="validation").records:
-        (found,) = load(run, device="cpu").predict([read_image(record.path)])
-        labels.setdefault(found.class_name, set()).add(record.defect)
+        (taken,) = load(run, device="cpu").predict([read_image(record.path)])
+        labels.setdefault(taken.class_name, set()).add(record.defect)
     wanted = {name for name, both in labels.items() if both == {True, False}}
     found = recalibrate_labelled(run, data, aim="f1", device="cpu")
     assert set(found) == wanted

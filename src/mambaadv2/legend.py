@@ -44,18 +44,18 @@ def legend(scale: ColourScale, marks: Mapping[str, Marks]) -> NDArray[np.uint8]:
 
 
 def _mark(draw: ImageDraw.ImageDraw, scale: ColourScale, marks: Marks, top: int) -> None:
-    font, end = ImageFont.load_default(12), -1.0
+    font, begin = ImageFont.load_default(12), WIDTH + 2.0 * MARGIN
     x = _place(scale, 1.0)
     draw.line((x, top, x, top + BAR), fill=_PAPER, width=3)
-    for ratio, p in sorted(marks):
+    for ratio, p in sorted(marks, reverse=True):  # the rarest first: they decide
         if not scale.low <= ratio <= scale.high:
             continue
         x, text = _place(scale, ratio), f"{p:.2g}"
         wide = draw.textlength(text, font=font)
-        if x - wide / 2 > end + 4:
+        if x + wide / 2 < begin - 4:
             draw.line((x, top + BAR, x, top + BAR + 5), fill=_INK)
             draw.text((x - wide / 2, top + BAR + 6), text, fill=_INK, font=font)
-            end = x + wide / 2
+            begin = x - wide / 2
 
 
 def _place(scale: ColourScale, ratio: float) -> float:

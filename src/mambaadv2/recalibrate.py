@@ -44,9 +44,10 @@ def recalibrate(
     """Replace the thresholds and the colour scale of a run folder; weights stay. Returns the new.
 
     inputs: files, folders and patterns of good images alone, at least one that the model takes for
-    each class. rate: wished share of good images flagged; confidence: None for on average, else the
-    share of calibrations for which it is to hold; trim: leave out images that look mislabelled; all
-    as in `calibrate_classes`. progress: a bar on stderr when that is a terminal.
+    each class; copies of an image count once. rate: wished share of good images flagged;
+    confidence: None for on average, else the share of calibrations for which it is to hold; trim:
+    leave out images that look mislabelled; all as in `calibrate_classes`. progress: a bar on stderr
+    when that is a terminal.
 
     `calibration.json` keeps names and hashes of the images, in the order of their scores in
     `model.json`; `suspects.png` shows those that were left out, if any. What an earlier evaluation
@@ -63,6 +64,10 @@ def recalibrate(
     card, weights = read_card(folder)
     paths = list(dict.fromkeys(find_images(inputs)))
     hashes = unseen_hashes(folder, paths)
+    first: dict[str, Path] = {}
+    for path, digest in hashes.items():
+        first.setdefault(digest, path)
+    paths = list(first.values())  # a copy says nothing new, and the guarantee would count it
     scores: dict[str, list[float]] = {name: [] for name in card.classes}
     files: dict[str, list[Path]] = {name: [] for name in card.classes}
     ends: dict[str, list[float]] = {name: [] for name in card.classes}

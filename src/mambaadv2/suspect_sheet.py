@@ -78,8 +78,8 @@ def _sheet(suspects: Sequence[Suspect]) -> NDArray[np.uint8]:
     shown = suspects[:MOST]
     columns = min(COLUMNS, len(shown))
     cell = (TILE + GAP, TILE + 3 * LINE + GAP)
-    title = f"{len(suspects)} good images that look mislabelled"
-    title += f", the first {MOST}" if len(suspects) > MOST else ""
+    title = f"Good images that look mislabelled: {len(suspects)}"
+    title += f", of which {MOST} are shown" if len(suspects) > MOST else ""
     # Wide enough for the title over a single image.
     size = (max(2, columns) * cell[0] + GAP, ceil(len(shown) / columns) * cell[1] + 2 * LINE + GAP)
     page = Image.new("RGB", size, _PAPER)
