@@ -122,13 +122,20 @@ def test_a_line_for_each_image_and_what_made_them(case: Case) -> None:
     assert [line["path"] for line in found if "error" in line] == [str(case.images / "05.png")]
     made = json.loads((case.whole / "predict.json").read_text())
     model = json.loads((case.run / "model.json").read_text())
+    rules, marks, held = (
+        made.pop(name) for name in ("threshold_rules", "colour_marks", "held_out_sha256")
+    )
     assert made == {
-        "schema_version": 2,
+        "schema_version": 3,
         "weights_sha256": model["weights_sha256"],
         "thresholds": model["thresholds"],
         "colour_scale": model["colour_scale"],
+        "min_area": 1,
         "raw": True,
     }
+    assert set(rules) == set(marks) == {"disc"}
+    assert rules["disc"].startswith("1 % is assumed, not guaranteed: ")
+    assert len(held) == 64
 
 
 @given(data=st.data())

@@ -104,8 +104,8 @@ def threshold_words(found: HeldOut, files: Mapping[str, Sequence[Path]]) -> Iter
             yield (
                 f"{files[name][i]}: looks mislabelled, its score is "
                 f"{found.scores[name][i] / middle:.1f} times the median of the held-out images of "
-                f"{name}; the threshold leaves it out. Look at it, in suspects.png too: if it shows "
-                "a defect, remove it and train again"
+                f"{name}; the threshold leaves it out. Look at it, in suspects.png too: if it "
+                "shows a defect, remove it and train again"
             )
     short = {name: c for name, c in found.classes.items() if c.kind == "assumed"}
     if short:
