@@ -65,9 +65,16 @@ def model(*names: str) -> dict[str, Any]:
 
 
 def evaluation(*names: str) -> dict[str, Any]:
-    numbers = {"image_auroc": 0.9631, "pixel_auroc": None, "n_good": 12, "n_defect": 6}
+    numbers: dict[str, Any] = {
+        "image_auroc": 0.9631,
+        "pixel_auroc": None,
+        "n_good": 12,
+        "n_defect": 6,
+    }
+    numbers["intervals"] = {"image_auroc": [0.91, 0.99]}
     return {
         "protocol": "exact",
+        "rules": {"image": "as it is", "mask": "as | drawn"},
         "classes": dict.fromkeys(names, numbers),
         "mean": {"image_auroc": 0.9631},
         "notes": {names[0]: ["no masks | none"]},
@@ -188,9 +195,9 @@ def test_a_measurement_comes_with_its_protocol(folder: Path) -> None:
     measured = section(card(folder), "Measured")
     table = rows(measured)
     assert table[0][:2] == ["class", "I-AUROC"]
-    assert ["screw", "96.3", *["–"] * 7, "12", "6"] in table
-    assert ["**mean**", "96.3", *["–"] * 7, "24", "12"] in table
-    assert "protocol exact" in measured
+    assert ["screw", "96.3 (91.0–99.0)", *["–"] * 8, "12", "6"] in table
+    assert ["**mean**", "96.3", *["–"] * 8, "24", "12"] in table
+    assert "protocol exact of mambaadv2 (image as it is; mask as \\| drawn)" in measured
     assert "e" * 64 in measured
     assert "Measured: 2026-11-24 10:00 UTC" in measured
     assert "- screw: no masks \\| none" in measured

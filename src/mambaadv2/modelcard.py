@@ -37,6 +37,7 @@ _METRICS = {
     "pixel_f1max": "P-F1max",
     "pixel_aupro": "P-AUPRO",
     "mad": "mAD",
+    "pixel_iou_max": "IoUmax",
 }
 _ENVIRONMENT = {
     "mambaadv2": "mambaadv2",
@@ -214,20 +215,23 @@ def _measured(evaluation: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
     rows = [
         [
             escape(name),
-            *(_percent(_at(numbers, metric)) for metric in _METRICS),
+            *(_measured_value(numbers, metric) for metric in _METRICS),
             _known(_at(numbers, "n_good")),
             _known(_at(numbers, "n_defect")),
         ]
         for name, numbers in classes.items()
     ]
-    mean = [_percent(_at(evaluation, "mean", metric)) for metric in _METRICS]
+    mean = [_measured_value(evaluation.get("mean"), metric) for metric in _METRICS]
     rows.append(["**mean**", *mean, *(_sum(classes, count) for count in ("n_good", "n_defect"))])
     yield from table(["class", *_METRICS.values(), "good", "defect"], rows)
     yield ""
+    rules = evaluation.get("rules")
+    rules = rules if isinstance(rules, dict) else {}
+    said = "; ".join(f"{escape(name)} {escape(rule)}" for name, rule in rules.items()) or UNKNOWN
     yield (
-        f"In percent, protocol {_known(evaluation.get('protocol'))} of mambaadv2: maps and masks "
-        "are compared in the image's own size, exactly over all thresholds, then averaged over "
-        "classes. A dash is a value that these images do not define. Measured: "
+        f"In percent, protocol {_known(evaluation.get('protocol'))} of mambaadv2 ({said}), "
+        "averaged over classes; in brackets 95 % intervals over images. A dash is a value that "
+        "these images do not define. Measured: "
         f"{_time(evaluation.get('time_utc'))}, on images with the fingerprint (SHA-256 over their "
         f"names and content) {_known(evaluation.get('data_sha256'))}."
     )
@@ -253,6 +257,14 @@ def _measured(evaluation: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
 def _time(value: object) -> str:
     known = isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d", value)
     return f"{known[0].replace('T', ' ')} UTC" if known else _known(value)
+
+
+def _measured_value(numbers: object, metric: str) -> str:
+    """In percent, with its interval where there is one."""
+    value, ends = _percent(_at(numbers, metric)), _at(numbers, "intervals", metric)
+    if isinstance(ends, list) and len(ends) == 2 and _are_numbers(*ends):
+        return f"{value} ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})"
+    return value
 
 
 def _percent(value: Any) -> str:
