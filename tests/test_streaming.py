@@ -78,8 +78,10 @@ def test_the_metrics_of_the_binned_scores_are_exact(
     level = np.uint32(pool.grid.level)
     binned = [key_scores((ordered_keys(scores) >> level) << level) for scores in images[1]]
     expected = pixel_metrics(images[0], binned, fpr_limit=limit)
+    weights = pool.n_defect / (pool.n_regions * 2**40)  # how far whole weights are off
     for name in NAMES:
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=ROUNDING), name
+        within = ROUNDING + (weights if name == "aupro" else 0.0)
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=within), name
     assert found.f1_threshold == expected.f1_threshold
     assert found.roc == expected.roc
     assert found.precision_recall == expected.precision_recall

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mambaadv2.metrics.curve import reach
 from mambaadv2.metrics.ranking import BLOCK, Ranking, iou_of_f1
 
 Range = tuple[float, float]
@@ -89,9 +90,7 @@ def region_area(steps: Steps, limit: float) -> float:
     for part in steps.blocks():
         left = part.ranking.false_positives_above / part.n_good
         right = part.ranking.false_positives / part.n_good
-        whole = np.clip(limit - (left + right) / 2, 0.0, None)
-        cut = np.clip(limit - left, 0.0, None) ** 2 / (2 * np.maximum(right - left, 1e-300))
-        area += float(np.where(right <= limit, whole, cut) @ part.weights)
+        area += float(reach(left, right, limit) @ part.weights)
     return min(area / (steps.n_regions * limit), 1.0)  # a sum of shares may round above 1
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mambaadv2.metrics.curve import reach
+
 Rows = NDArray[np.float64]
 
 _CHUNK = 2**17  # values of one row block: keeps the temporary arrays at 1 MB each
@@ -60,10 +62,8 @@ def _rows(good: Rows, defect: Rows, region: Rows | None, limit: float) -> Counte
         defined = np.where((n_good > 0) & (n_defect > 0), 1.0, np.nan)[:, 0]
         area = np.full(len(good), np.nan)
         if region is not None:
-            whole = np.clip(limit - (left + right) / 2, 0.0, None)
-            cut = np.clip(limit - left, 0.0, None) ** 2 / (2 * np.maximum(right - left, 1e-300))
-            reach = np.where(right <= limit, whole, cut)
-            area = (reach * region).sum(axis=-1) / (region.sum(axis=-1) * limit)
+            lifted = (reach(left, right, limit) * region).sum(axis=-1)
+            area = lifted / (region.sum(axis=-1) * limit)
         found = CountedMetrics(
             auroc=(share * (1 - (left + right) / 2)).sum(axis=-1) * defined,
             average_precision=(share * precision).sum(axis=-1) * defined,

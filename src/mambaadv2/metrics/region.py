@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mambaadv2.errors import UndefinedMetricError
-from mambaadv2.metrics.curve import Curve
+from mambaadv2.metrics.curve import Curve, reach
 from mambaadv2.metrics.ranking import BLOCK, iou_of_f1, ranking_metrics
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)
@@ -140,10 +140,7 @@ class PixelPool:
             not_above[order] = np.searchsorted(good, scores[order], side="right")
             left = (good.size - not_above) / good.size
             right = (good.size - below) / good.size
-            # A pixel lifts the curve along a ramp over the good ones that tie with it.
-            whole = np.clip(limit - (left + right) / 2, 0.0, None)
-            cut = np.clip(limit - left, 0.0, None) ** 2 / (2 * np.maximum(right - left, 1e-300))
-            total += float(np.where(right <= limit, whole, cut) @ (1 / self._sizes_at(start)))
+            total += float(reach(left, right, limit) @ (1 / self._sizes_at(start)))
         return total / (self._n_regions * limit)
 
     def _sizes_at(self, start: int) -> NDArray[np.int32]:
