@@ -61,7 +61,7 @@ def _images(draw: st.DrawFn) -> Images:
         elif kind == "narrow":
             noise = 1000 + 1e-3 * noise
         elif kind == "log":
-            noise = np.exp(20 * noise)
+            noise = np.exp(np.clip(20 * noise, -80, 80))  # within float32
         maps.append(noise.astype(np.float32))
     if kind == "outlier":
         maps[0][0, 0] = 1e30
