@@ -306,7 +306,7 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--fdr",
         type=share,
         metavar="Q",
-        help="at the end, call so many images of the whole batch defects that a share Q of those "
+        help="at the end, call defects of the whole batch, of which on average at most a share Q "
         "is good",
     )
     parser.add_argument(
