@@ -35,8 +35,8 @@ SURFACE = {
     ],
     "check": ["--help", "--json", "--layout", "--sheets", "-h", "DATA"],
     "evaluate": [
-        *["--device", "--help", "--json", "--layout", "--on-error", "--protocol", "--report"],
-        *["-h", "DATA", "RUN"],
+        *["--against", "--device", "--help", "--json", "--layout", "--on-error", "--protocol"],
+        *["--report", "-h", "DATA", "RUN"],
     ],
     "predict": [
         *["--batch-size", "--device", "--fdr", "--help", "--min-area", "--out", "--raw"],
@@ -214,11 +214,14 @@ def test_evaluate_prints_the_table(install: Install, capsys: pytest.CaptureFixtu
     evaluate = Recorder(SimpleNamespace(table=lambda: "the table"))
     install("mambaadv2.evaluate", evaluate=evaluate)
     flags = (
-        "--json m.json --report r.html --on-error skip --device cpu --layout visa --protocol ader"
+        "--json m.json --report r.html --on-error skip --device cpu --layout visa --protocol ader "
+        "--against other.json"
     )
     assert cli.main(["evaluate", "run", "data", *flags.split()]) == 0
-    assert evaluate.args == (Path("run"), Path("data"))
     assert evaluate.kwargs == {
+        "run": Path("run"),
+        "data": Path("data"),
+        "against": Path("other.json"),
         "protocol": "ader",
         "json_path": Path("m.json"),
         "report": Path("r.html"),

@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "compare": {"evaluation_file", "metrics", "results"},
     "published": {"evaluation_file", "results"},
     "measure": {"metrics", "protocols", "results"},
-    "report": {"image", "results"},
+    "report": {"compare", "image", "metrics", "results"},
     "model": {"scan"},
     "calibrate": set(),
     "foreign": set(),

@@ -40,8 +40,8 @@ def test_everything_is_where_it_is_said_to_be(out: Path) -> None:
 
 def test_the_page_shows_every_class_and_repeats_its_command(out: Path) -> None:
     page = (out / "index.html").read_text(encoding="utf-8")
-    # Few images of each kind: all of them are among the worst or the examples.
-    assert page.count("<figcaption>") == TESTS
+    # Few images of each kind: all are among the worst or the examples, and have a thumbnail too.
+    assert page.count("<figcaption>") == 2 * TESTS
     for name, (_, defects) in CLASSES.items():
         assert f">{name}</h2>" in page
         assert all(f"<br>{defect}<br>" in page for defect in defects)

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from PIL import Image
+from tests.report_parts import FACTS, NASTY, class_result, image, page, pixels
 
 from mambaadv2.errors import Problem
-from mambaadv2.report import Facts, GalleryPicker, line_chart, report_page
+from mambaadv2.report import Facts, GalleryPicker, line_chart
 from mambaadv2.report.axes import nice_ticks
 from mambaadv2.report.charts import rate_chart
 from mambaadv2.report.gallery import EXAMPLES, LARGEST, WORST, make_figure
 from mambaadv2.report.histogram import MOST_RATIO, score_chart
-from mambaadv2.report.summary import share
-from mambaadv2.results import METRICS, ClassResult, Curves, Evaluation, ImageResult
+from mambaadv2.report.shares import share
+from mambaadv2.results import Evaluation
 
 SVG = "{http://www.w3.org/2000/svg}"
-NASTY = """<script>alert("1")</script> & 'x'"""
 
 finite = st.floats(-1e12, 1e12).map(lambda x: 0.0 if abs(x) < 1e-12 else x)
 
@@ -190,30 +186,6 @@ def test_a_share_never_looks_better_than_it_is() -> None:
     ]
 
 
-def image(
-    name: str = "nut/test/cut/0.png",
-    *,
-    kind: str = "cut",
-    score: float = 0.03,
-    flagged: bool = True,
-) -> ImageResult:
-    return ImageResult(
-        name=name,
-        kind=kind,
-        defect=kind != "good",
-        score=score,
-        threshold=0.02,
-        flagged=flagged,
-        found_class="nut",
-    )
-
-
-def pixels(content: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(content)) as opened:
-        assert (opened.format, opened.mode) == ("WEBP", "RGB")
-        return np.asarray(opened)
-
-
 def test_pictures_are_small_and_show_what_they_should() -> None:
     rgb = np.full((400, 800, 3), 99, np.uint8)
     values = np.zeros((400, 800), np.float32)
@@ -259,98 +231,18 @@ def test_the_gallery_is_what_a_sort_of_all_images_gives(cases: list[tuple[bool, 
     ]
 
 
-def class_result(kind: str = "cut", name: str = "nut", **metrics: float | None) -> ClassResult:
-    picker = GalleryPicker((0.5, 2.0))
-    images = [
-        image(f"{name}/good/0.png", kind="good", score=0.01, flagged=False),
-        image(f"{name}/good/1.png", kind="good", score=0.03),
-        image(f"{name}/{kind}/0.png", kind=kind, score=0.012, flagged=False),
-        image(f"{name}/{kind}/1.png", kind=kind, score=0.05),
-    ]
-    mask = np.zeros((8, 8), bool)
-    mask[2:5, 3:6] = True
-    for one in images:
-        picker.add(
-            one,
-            np.full((8, 8, 3), 99, np.uint8),
-            np.full((8, 8), 0.01, np.float32),
-            mask if one.defect else None,
-        )
-    curve = Curves(roc=((0.0, 0.0), (1.0, 1.0)), precision_recall=((0.5, 1.0), (1.0, 0.5)))
-    return ClassResult(
-        metrics=dict.fromkeys(METRICS, 0.5) | metrics,
-        n_good=2,
-        n_defect=2,
-        images=tuple(images),
-        image_curves=curve,
-        pixel_curves=curve,
-        gallery=picker.gallery(),
-    )
-
-
-class Page(HTMLParser):
-    """Collects what the tests look at."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.links: list[str] = []
-        self.words: list[str] = []
-        self.html = html
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in ("meta", "img", "br", "wbr"):
-            self.open.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "data", "action"):
-                self.links.append(value or "")
-            assert not name.startswith("on"), "no scripts"
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-FACTS = Facts(
-    title="Evaluation of run",
-    command="mambaadv2 evaluate run data --report page.html",
-    time="2026-01-02 03:04 UTC",
-    tables={"Model": {"SHA-256 of the weights": "ab12"}},
-    thresholds={"nut": 0.02},
-    held_out={"nut": (0.005, 0.008)},
-    held_out_images={"nut": 2},
-    loss=[(1.0, 5.0), (2.0, 3.0)],
-)
-
-
-def page(evaluation: Evaluation, facts: Facts = FACTS) -> Page:
-    return Page(report_page(evaluation, facts))
-
-
 def test_the_page_is_complete_and_loads_nothing() -> None:
     found = page(Evaluation(classes={"nut": class_result()}, seconds=75.2))
     assert found.open == []
     assert not {"script", "link", "iframe", "object", "form"} & set(found.tags)
     pictures = [link for link in found.links if link.startswith("data:image/webp;base64,")]
     assert set(found.links) - set(pictures) == {"#class-1"}
-    assert len(pictures) == 2 * 4 + 2 * 3 + 1
+    assert len(pictures) == 2 * 4 + 2 * 3 + 1 + 4
     assert 'id="class-1"' in found.html
     assert not re.search(r"url\(|@import", found.html)
     addresses = re.findall(r"https?://[^\"' <]+", found.html)
     assert set(addresses) == {"http://www.w3.org/2000/svg"}, "a name, not an address to load"
-    assert found.tags.count("svg") == 3 + 1
+    assert found.tags.count("svg") == 5 + 1
     for words in (
         *["Evaluation of run", "2026-01-02 03:04 UTC", "Misses most: nut cut: 1 of 2 missed"],
         *["False alarms: nut : 1 of 2 flagged", "from 2 held-out good images", "ab12"],
@@ -382,9 +274,10 @@ def test_undefined_metrics_are_a_dash_and_their_charts_are_left_out() -> None:
     result = class_result(pixel_aupro=None, mad=None, image_auroc=0.98765)
     result = replace(result, pixel_curves=None, image_curves=None, gallery=None)
     found = page(Evaluation(classes={"nut": result}, seconds=1), replace(FACTS, loss=()))
-    cells = re.findall(r"<td>([^<]*)</td>", found.html)
-    assert cells[:10] == ["1 / 2", "1 / 2", "98.8", *["50.0"] * 5, "–", "–"]
-    assert found.tags.count("svg") == 1
+    cells = re.findall(r"<td>([^<]*)(?:<small>[^<]*</small>)?</td>", found.html)
+    assert cells[:11] == ["1 / 2", "1 / 2", "98.8", *["50.0"] * 5, "–", "50.0", "–"]
+    titles = re.findall(r"<title>([^<]*)</title>", found.html)[1:]
+    assert titles == ["Scores", "Calibration of p-values", "Recall by size of the defect"]
 
 
 def test_a_class_that_the_model_does_not_know() -> None:

@@ -144,16 +144,8 @@ def _check(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from mambaadv2.evaluate import evaluate
 
-    found = evaluate(
-        args.run,
-        args.data,
-        protocol=args.protocol,
-        json_path=args.json,
-        report=args.report,
-        on_error=args.on_error,
-        layout=args.layout,
-        device=args.device,
-    )
+    # As in `_train`.
+    found = evaluate(**{name: value for name, value in vars(args).items() if name != "command"})
     print(found.table())
     return 0
 
@@ -243,12 +235,24 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     _add_data(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        dest="json_path",
+        metavar="FILE",
+        help="also write the numbers to FILE",
+    )
     parser.add_argument(
         "--report",
         type=Path,
         metavar="FILE.html",
         help="also write a page: charts, worst misses and false alarms, how it was measured",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE.json",
+        help="compare in the page with another run's --json, of the same images",
     )
     parser.add_argument(
         "--protocol",

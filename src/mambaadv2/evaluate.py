@@ -36,8 +36,17 @@ from mambaadv2.measure import ClassMeasure, class_metrics
 from mambaadv2.metrics import Resampling
 from mambaadv2.predict import ImageModel, Prediction, load, predict_paths
 from mambaadv2.protocols import protocol_named
-from mambaadv2.provenance import Call, colour_range, data_sha256, facts, write_evaluation
-from mambaadv2.report import GalleryPicker, report_page
+from mambaadv2.provenance import (
+    Call,
+    colour_range,
+    data_sha256,
+    facts,
+    image_name,
+    read_against,
+    require_same_images,
+    write_evaluation,
+)
+from mambaadv2.report import GalleryPicker, report_page, thumbnail_shares
 from mambaadv2.results import METRICS, ClassResult, Evaluation, ImageResult
 
 DEFAULT_RESAMPLING = Resampling()
@@ -54,6 +63,7 @@ def evaluate(
     resampling: Resampling | None = DEFAULT_RESAMPLING,
     json_path: Path | str | None = None,
     report: Path | str | None = None,
+    against: Path | str | None = None,
     on_error: Literal["stop", "skip"] = "stop",
     layout: str | None = None,
     device: str = "auto",
@@ -72,6 +82,7 @@ def evaluate(
     resampling: how the intervals of all numbers are drawn; None for none, which is faster.
     json_path, report: files for all numbers (`mambaadv2 compare` reads them) and for a page with
     charts and pictures, written at once when all is done; their folders are made where missing.
+    against: a file of `json_path`, or a run folder, of the same images; the report compares both.
     on_error: "stop" lists all files that cannot be used and does nothing else; "skip" goes on
     without them and says how many and which.
     layout: of the data set, as in `list_records`; None recognises it.
@@ -106,6 +117,7 @@ def evaluate(
         command=command,
         time=datetime.now(UTC),
         layout=layout,
+        against=read_against(against, report, protocol),
     )
     model = load(run, device=device) if isinstance(run, str | os.PathLike) else run
     return _evaluated(call, model, progress)
@@ -121,6 +133,7 @@ def _evaluated(call: Call, model: ImageModel, progress: bool) -> Evaluation:
         layout=call.layout,
         progress=progress,
     )
+    require_same_images(call, chosen.records)
     evaluation = Evaluation(
         classes=_results(call, model, chosen.records, progress),
         seconds=time.perf_counter() - start,
@@ -140,22 +153,28 @@ def _results(
     for record in records:
         by_class.setdefault(record.class_name, []).append(record)
     compared = Comparison(model, call.protocol)
+    small = thumbnail_shares({name: len(members) for name, members in by_class.items()})
     results: dict[str, ClassResult] = {}
     # disable=None: shown on a terminal only.
     with tqdm(total=len(records), unit="image", disable=None if progress else True) as bar:
         for name, members in by_class.items():
             bar.set_description(name)
-            results[name] = _class_result(call, model, compared, members, bar)
+            results[name] = _class_result(call, model, compared, members, small[name], bar)
     return results
 
 
 def _class_result(
-    call: Call, model: ImageModel, compared: Comparison, records: Sequence[Record], bar: tqdm
+    call: Call,
+    model: ImageModel,
+    compared: Comparison,
+    records: Sequence[Record],
+    thumbnails: int,
+    bar: tqdm,
 ) -> ClassResult:
     defects = [record for record in records if record.defect]
     marked = bool(defects) and all(record.masks for record in defects)
     measure = ClassMeasure(call.protocol, call.resampling, pixels=marked)
-    picker = None if call.report is None else GalleryPicker(colour_range(model))
+    picker = None if call.report is None else GalleryPicker(colour_range(model), thumbnails)
     found = predict_paths(compared.decider, [record.path for record in records])
     for record, (path, rgb, prediction, _) in zip(records, found, strict=True):
         assert path == record.path, (path, record.path)
@@ -195,10 +214,8 @@ def _checked_map(values: NDArray[np.float32], record: Record) -> NDArray[np.floa
 
 
 def _image_result(record: Record, prediction: Prediction, data: Path) -> ImageResult:
-    root = data if data.is_dir() else data.parent
-    inside = record.path.is_relative_to(root)
     return ImageResult(
-        name=(record.path.relative_to(root) if inside else record.path).as_posix(),
+        name=image_name(record, data),
         kind=record.defect_type,
         defect=record.defect,
         score=float(prediction.score),
@@ -243,7 +260,8 @@ def _write(
     if call.json_path is not None:
         write_atomically(call.json_path, evaluation_text(evaluation, digest).encode())
     if call.report is not None:
-        page = report_page(evaluation, facts(call, model, evaluation, digest))
+        against = None if call.against is None else call.against.evaluation
+        page = report_page(evaluation, facts(call, model, evaluation, digest), against)
         # The name of a file may be no text.
         write_atomically(call.report, page.encode(errors="backslashreplace"))
     if call.folder is not None:

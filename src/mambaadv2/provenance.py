@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mambaadv2.checkpoint import ModelCard, read_card
 from mambaadv2.data.record import Record
-from mambaadv2.evaluation_file import evaluation_text
+from mambaadv2.errors import ConfigError
+from mambaadv2.evaluation_file import Filed, evaluation_text, read_evaluation
 from mambaadv2.files import file_sha256, read_json_object, write_atomically
 from mambaadv2.metrics import Resampling
 from mambaadv2.predict import ImageModel, Predictor
@@ -43,6 +44,7 @@ class Call:
     layout: str | None = None
     protocol: Protocol = EXACT
     resampling: Resampling | None = Resampling()  # noqa: RUF009 - a frozen value
+    against: Filed | None = None
 
     @property
     def writes(self) -> bool:
@@ -71,7 +73,9 @@ class Call:
                 f"on_error={self.on_error!r}, device={self.device!r})"
             )
         words = ["mambaadv2", "evaluate", str(self.folder), str(self.data)]
-        for flag, path in (("--json", self.json_path), ("--report", self.report)):
+        other = None if self.against is None else self.against.path
+        files = {"--json": self.json_path, "--report": self.report, "--against": other}
+        for flag, path in files.items():
             words += [] if path is None else [flag, str(path)]
         words += [] if self.layout is None else ["--layout", self.layout]
         words += [] if self.protocol == EXACT else ["--protocol", self.protocol.name]
@@ -93,6 +97,60 @@ def data_sha256(records: Sequence[Record]) -> str:
         for path in (record.path, *record.masks):
             total.update(file_sha256(path))
     return total.hexdigest()
+
+
+def read_against(
+    against: Path | str | None, report: Path | str | None, protocol: str
+) -> Filed | None:
+    """The evaluation to compare with, before any work; arguments as in `mambaadv2.evaluate`.
+
+    Raises `ConfigError` without a report and for another protocol, `DataError` for no such file.
+    """
+    if against is None:
+        return None
+    if report is None:
+        raise ConfigError(
+            "against: expected a report to show the comparison in; name one with report (--report)"
+        )
+    filed = read_evaluation(against)
+    theirs = filed.evaluation.protocol.name
+    if theirs != protocol:
+        raise ConfigError(
+            f"against: expected an evaluation by protocol {protocol}, {filed.path} is by {theirs}; "
+            "numbers of different rules cannot be compared"
+        )
+    return filed
+
+
+def require_same_images(call: Call, records: Sequence[Record]) -> None:
+    """Raise `ConfigError` unless the evaluation to compare with is of these images.
+
+    Their names count too, since images are drawn again by them.
+    """
+    if call.against is None:
+        return
+    path, advice = call.against.path, "evaluate both runs on the same data set and folder"
+    digest = data_sha256(records)
+    if call.against.data_sha256 != digest:
+        raise ConfigError(
+            f"against: expected an evaluation of the same test files, {path} has SHA-256 "
+            f"{call.against.data_sha256[:12]}... and these have {digest[:12]}...; {advice}"
+        )
+    classes = call.against.evaluation.classes.values()
+    theirs = {image.name for result in classes for image in result.images}
+    ours = {image_name(record, call.data) for record in records}
+    if theirs != ours:
+        raise ConfigError(
+            f"against: expected the same file names, {min(theirs ^ ours)} is only in one of {path} "
+            f"and this data set; {advice}"
+        )
+
+
+def image_name(record: Record, data: Path) -> str:
+    """What `ImageResult.name` is: the file, relative to the data set where it lies inside."""
+    root = data if data.is_dir() else data.parent
+    inside = record.path.is_relative_to(root)
+    return (record.path.relative_to(root) if inside else record.path).as_posix()
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, time: datetime, digest: str) -> None:
@@ -128,6 +186,7 @@ def facts(call: Call, model: ImageModel, evaluation: Evaluation, digest: str) ->
             f"images, seed {evaluation.resampling.seed}",
             "data set": call.data,
             "SHA-256 of the test files": digest,
+            "compared with": None if call.against is None else call.against.path,
             "time": time,
             "duration": f"{evaluation.seconds:.0f} s for {evaluation.images} images",
         },
@@ -143,12 +202,45 @@ def facts(call: Call, model: ImageModel, evaluation: Evaluation, digest: str) ->
         command=call.typed(),
         time=time,
         tables={heading: _texts(rows) for heading, rows in tables.items() if rows},
-        thresholds={} if card is None else card.thresholds,
-        held_out={} if card is None else card.calibration_scores,
-        held_out_images={} if card is None else card.calibration_images,
+        **({} if card is None else _calibrated(card, model, call.folder)),
+        against="the other run" if call.against is None else _called(call.against.path),
         loss=[] if call.folder is None else _loss(call.folder / "metrics.jsonl"),
         colour_range=colour_range(model),
     )
+
+
+def _called(path: Path) -> str:
+    """A file's name, and that of the run where the file is its evaluation.json."""
+    return path.resolve().parent.name if path.name == EVALUATION else path.name
+
+
+def _calibrated(card: ModelCard, model: ImageModel, folder: Path | None) -> dict[str, Any]:
+    """The fields of `Facts` that calibration fills."""
+    assert isinstance(model, Predictor)
+    promises = {name: card.calibration(name) for name in card.classes}
+    return {
+        "thresholds": card.thresholds,
+        "held_out": {name: card.kept_scores(name) for name in card.classes},
+        "held_out_images": card.calibration_images,
+        "left_out": {name: _left_out(card, name, folder) for name in card.classes},
+        "promises": {name: c.sentence for name, c in promises.items() if c is not None},
+        "colour_marks": {name: model.colour_marks(name) for name in card.classes},
+    }
+
+
+def _left_out(card: ModelCard, name: str, folder: Path | None) -> list[str]:
+    """The files of the held-out images that look mislabelled, as far as the run names them."""
+    trimmed = card.calibration_trimmed[name]
+    if not trimmed or folder is None:
+        return []
+    try:
+        if (folder / "calibration.json").exists():
+            files = [entry[0] for entry in read_json_object(folder / "calibration.json")[name]]
+        else:
+            files = list(read_json_object(folder / "data.json")["held"][name])
+        return [str(files[position]) for position in trimmed]
+    except (KeyError, TypeError, IndexError):
+        return []
 
 
 def _of_model(card: ModelCard, folder: Path | None) -> dict[str, object]:

@@ -113,6 +113,8 @@ class Gallery:
     """Good images of the highest score / threshold, highest first, whether flagged or not."""
     examples: tuple[Figure, ...]
     """The first good image and the first defect that are not among the others."""
+    thumbnails: Mapping[str, bytes] = field(default_factory=dict)
+    """Image name to a small picture's file; of every image unless they are too many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,11 +63,13 @@ def frame(
     *,
     left: int = 84,
     top: int = 44,
+    x_names: Sequence[str] | None = None,
+    y_names: Sequence[str] | None = None,
 ) -> Frame:
     """A frame of `size` = (width, height) pixels over evenly spaced ticks.
 
     texts: title, label of the x axis, label of the y axis. left, top: pixels beside and above the
-    plot.
+    plot. x_names, y_names: what stands at the ticks instead of their numbers; for logarithms.
     """
     width, height = size
     title, x_label, y_label = texts
@@ -84,28 +86,50 @@ def frame(
             f'transform="translate(18 {(up.start + up.end) / 2}) rotate(-90)"',
         ),
     ]
-    parts += x_grid(across, up, x_ticks)
-    parts += y_grid(across, up, y_ticks)
+    parts += x_grid(across, up, x_ticks, names=x_names)
+    parts += y_grid(across, up, y_ticks, names=y_names)
     return Frame(across, up, parts)
 
 
-def x_grid(across: Axis, up: Axis, ticks: Sequence[float], *, labels: bool = True) -> list[str]:
-    """Upright grid lines over the height of `up`, with or without their numbers below."""
+def x_grid(
+    across: Axis,
+    up: Axis,
+    ticks: Sequence[float],
+    *,
+    names: Sequence[str] | None = None,
+    labels: bool = True,
+) -> list[str]:
+    """Upright grid lines over the height of `up`, with or without numbers or names below."""
     parts = []
-    for tick, label in _labels(ticks):
+    for tick, label in _labels(ticks, names):
         parts.append(_GRID.format(f"M{across.at(tick)} {up.end}V{up.start}"))
         if labels:
             parts.append(text(across.at(tick), up.start + 18, label))
     return parts
 
 
-def y_grid(across: Axis, up: Axis, ticks: Sequence[float]) -> list[str]:
-    """Level grid lines over the width of `across`, with their numbers to the left."""
+def y_grid(
+    across: Axis, up: Axis, ticks: Sequence[float], *, names: Sequence[str] | None = None
+) -> list[str]:
+    """Level grid lines over the width of `across`, with their numbers or names to the left."""
     parts = []
-    for tick, label in _labels(ticks):
+    for tick, label in _labels(ticks, names):
         parts.append(_GRID.format(f"M{across.start} {up.at(tick)}H{across.end}"))
         parts.append(text(across.start - 8, up.at(tick) + 4, label, "end"))
     return parts
+
+
+def decades(smallest: float, lowest: int, highest: int = 0) -> tuple[list[float], list[str]]:
+    """Ticks of a logarithmic axis of rates: powers of ten up to 10^highest, and their percents.
+
+    They begin at or below `smallest`, and at 10^lowest at most.
+
+    >>> decades(0.03, -1)
+    ([-2.0, -1.0, 0.0], ['1 %', '10 %', '100 %'])
+    """
+    first = min(lowest, math.floor(math.log10(smallest) + 1e-9))
+    powers = range(first, highest + 1)
+    return [float(power) for power in powers], [f"{100 * 10.0**power:g} %" for power in powers]
 
 
 def document(size: tuple[int, int], title: str, parts: Iterable[str]) -> str:
@@ -160,8 +184,11 @@ def line(number: int, points: Sequence[tuple[float, float]]) -> str:
     )
 
 
-def _labels(ticks: Sequence[float]) -> Iterable[tuple[float, str]]:
-    """Each tick with as many digits as tell it from the next."""
+def _labels(ticks: Sequence[float], names: Sequence[str] | None) -> Iterable[tuple[float, str]]:
+    """Each tick with its name, or with as many digits as tell it from the next."""
+    if names is not None:
+        yield from zip(ticks, names, strict=True)
+        return
     step, largest = ticks[1] - ticks[0], max(abs(ticks[0]), abs(ticks[-1]))
     digits = max(0, -math.floor(math.log10(step * 1.001)))
     for tick in ticks:

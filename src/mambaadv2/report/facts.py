@@ -20,9 +20,17 @@ class Facts:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Of the classes that the model knows, raw score units."""
     held_out: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Per class, raw scores of the good images that its threshold comes from; may lack any."""
+    """Per class, raw scores of the good images among which p-values rank; may lack any."""
     held_out_images: Mapping[str, int] = field(default_factory=dict)
-    """Their number, known even where the scores are not."""
+    """Their number, known even where the scores are not, and with those left out."""
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Per class, held-out images that look mislabelled; thresholds and p-values are without."""
+    promises: Mapping[str, str] = field(default_factory=dict)
+    """Per class, what its threshold promises, a whole sentence."""
+    colour_marks: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    """Per class, (map / threshold, p-value) that the scale of heat colours may say; p falls."""
+    against: str = "the other run"
+    """What the page calls the evaluation that it is compared with."""
     loss: Sequence[tuple[float, float]] = ()
     """(epoch, training loss)."""
     colour_range: tuple[float, float] = (0.5, 2.0)

@@ -18,12 +18,12 @@ PAGE = """<!DOCTYPE html>
  --line: #3a424b; --paper: #12161b; --band: #1b2128; --right: #4ac26b; --wrong: #ff8a7a;
  --bar: #56b4e9; --link: #7cc4ff; }} }}
 * {{ box-sizing: border-box; }}
-body {{ max-width: 66rem; margin: 1.5rem auto; padding: 0 1rem; background: var(--paper);
+body {{ max-width: 70rem; margin: 1.5rem auto; padding: 0 1rem; background: var(--paper);
  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.6rem; line-height: 1.25; margin: 0; }}
 h2 {{ margin: 2.4rem 0 .8rem; border-bottom: 1px solid var(--line); font-size: 1.3rem; }}
 h3 {{ margin: 1.6rem 0 .4rem; font-size: 1.05rem; }}
-h2, h3 {{ break-after: avoid; }}
+h2, h3, p.before {{ break-after: avoid; }}
 p {{ margin: .5rem 0; }}
 a {{ color: var(--link); }}
 code {{ background: var(--band); padding: .1em .3em; }}
@@ -38,6 +38,7 @@ caption {{ caption-side: bottom; text-align: left; padding-top: .4rem; }}
 .cards span {{ display: block; font-size: .9rem; line-height: 1.35; color: var(--soft); }}
 .cards .name {{ color: var(--ink); font-weight: 600; }}
 .wide {{ overflow-x: auto; }}
+.wide + .wide {{ margin-top: 1.2rem; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .25rem .55rem; text-align: right; white-space: nowrap; overflow-wrap: normal; }}
 thead th {{ font-weight: 600; font-size: .9rem; vertical-align: bottom; }}
@@ -50,21 +51,50 @@ tbody th {{ font-weight: 500; }}
 tr > .text {{ white-space: normal; overflow-wrap: break-word; }}
 .facts td, .facts th {{ white-space: normal; text-align: left; overflow-wrap: anywhere; }}
 .facts th {{ width: 14rem; }}
-.bar {{ display: inline-block; width: 5rem; height: .7rem; background: var(--line);
- vertical-align: baseline; }}
+.bar {{ display: inline-block; position: relative; width: 5rem; height: .7rem;
+ background: var(--line); vertical-align: baseline; }}
+.bar b {{ position: absolute; top: calc(50% - 1px); height: 0;
+ border-top: 2px solid var(--ink); }}
 .bar i {{ display: block; height: 100%; background: var(--bar); }}
+.ends i {{ opacity: .5; }}
 .charts {{ display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1rem 1.5rem;
  align-items: start; }}
 .charts > * {{ break-inside: avoid; }}
 img, svg {{ max-width: 100%; height: auto; display: block; }}
+td small {{ display: block; font-size: .72rem; font-weight: 400; line-height: 1.25;
+ color: var(--soft); }}
+table.metrics th, table.metrics td {{ padding: .25rem .4rem; }}
 figure {{ display: grid; grid-template-columns: repeat(4, minmax(0, 12rem)) minmax(11rem, 1fr);
  gap: .5rem; margin: 0 0 .6rem; align-items: center; break-inside: avoid; }}
 figure img {{ width: 100%; }}
+h4 {{ margin: 1rem 0 .4rem; font-size: 1rem; }}
+details.every {{ margin: 1.4rem 0; border: 1px solid var(--line); border-radius: .4rem;
+ padding: .5rem .9rem; }}
+summary {{ cursor: pointer; font-weight: 600; }}
+.filters {{ display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)); gap: .5rem;
+ margin: .4rem 0 1rem; }}
+figure.one {{ display: block; margin: 0; min-width: 0; border: 2px solid transparent; }}
+.every figure.one {{ content-visibility: auto; contain-intrinsic-size: auto 6.4rem auto 9.2rem; }}
+figure.one img {{ width: 6rem; height: 6rem; object-fit: contain; margin: 0 auto;
+ background: var(--band); }}
+figure.one figcaption {{ padding: .15rem .1rem; font-size: .72rem; line-height: 1.25;
+ color: var(--soft); text-align: center; }}
+figure.one figcaption b {{ color: var(--wrong); }}
+figure.one span {{ display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+ direction: rtl; }}
+figure.wrong-one {{ border-color: var(--wrong); }}
+details:has(.show-wrong:checked) figure.one:not(.wrong-one),
+details:has(.show-found:checked) figure.one:not(.flagged) {{ display: none; }}
 figure.head {{ font-size: .9rem; color: var(--soft); margin: 0 0 .2rem; break-after: avoid; }}
 figcaption {{ padding-left: .5rem; font-size: .9rem; line-height: 1.4; }}
 .none {{ text-align: center; }}
 .scale {{ max-width: 26rem; margin: 1rem 2rem 3rem; }}
 .scale img {{ width: 100%; height: .9rem; }}
+.scale .above {{ height: 1.7rem; }}
+.scale .above span {{ bottom: 0; }}
+.scale .above span::before {{ content: none; }}
+.scale .above span::after {{ content: "|"; display: block; font-size: .5rem; line-height: 1; }}
 .scale div {{ position: relative; text-align: center; font-size: .85rem; color: var(--soft); }}
 .scale span {{ position: absolute; transform: translateX(-50%); white-space: nowrap; }}
 .scale span::before {{ content: "|"; display: block; font-size: .5rem; line-height: 1; }}
@@ -79,6 +109,7 @@ figcaption {{ padding-left: .5rem; font-size: .9rem; line-height: 1.4; }}
  th, td {{ padding: .15rem .4rem; }} .wide {{ overflow: visible; }}
  h2 {{ margin-top: 1.6rem; }} h2 + p {{ break-after: avoid; }} tr {{ break-inside: avoid; }}
  figure {{ grid-template-columns: repeat(4, 3.3cm) 1fr; }}
+ details.every {{ display: none; }} td small {{ font-size: .66rem; }}
  a {{ color: inherit; text-decoration: none; }}
  * {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }} }}
 </style>
