@@ -230,10 +230,11 @@ def test_the_table_has_every_metric_with_its_interval_in_the_order_of_the_groups
 
 def test_rules_and_pieces_stand_with_the_table() -> None:
     pieces = {"auroc": 0.875, "ap": 0.9, "f1max": 0.8, "n": 21.0}
-    result = replace(class_result(), samples=pieces)
+    result = replace(class_result(), samples=pieces, grid_bound=2e-6)
     evaluation = Evaluation(classes={"nut": result}, seconds=1)
     text = page(evaluation).text
     assert "nut: over 21 pieces, the highest of each one's views: AUROC 87.5" in text
+    assert "within 0.0002 points of percent of full precision" in text
     for name, rule in evaluation.protocol.rules().items():
         assert f"{name}: {rule}" in text
 
@@ -246,7 +247,10 @@ def test_what_calibration_left_out_and_promises_is_said() -> None:
         colour_marks={"nut": [(0.5, 0.2), (0.9, 0.05), (0.95, 0.02), (1.6, 0.01), (3.0, 0.001)]},
     )
     found = page(Evaluation(classes={"nut": class_result()}, seconds=1), facts)
-    assert "Guaranteed from 2 held-out good images. Left out: nut/train/good/7.png." in found.text
+    words = (
+        "raw score units. Guaranteed from 2 held-out good images. Left out: nut/train/good/7.png."
+    )
+    assert words in found.text
     marks = re.findall(r'left:([\d.]+)%">(p [\d.]+ %)<', found.html)
     assert marks == [("80.00", "p 1 %"), ("47.50", "p 2 %"), ("25.00", "p 20 %")]
 

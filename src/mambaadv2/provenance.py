@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from mambaadv2.checkpoint import ModelCard, read_card
+from mambaadv2.checkpoint import CALIBRATION, ModelCard, read_card
 from mambaadv2.data.record import Record
 from mambaadv2.errors import ConfigError
 from mambaadv2.evaluation_file import Filed, evaluation_text, read_evaluation
@@ -217,13 +217,12 @@ def _called(path: Path) -> str:
 def _calibrated(card: ModelCard, model: ImageModel, folder: Path | None) -> dict[str, Any]:
     """The fields of `Facts` that calibration fills."""
     assert isinstance(model, Predictor)
-    promises = {name: card.calibration(name) for name in card.classes}
     return {
         "thresholds": card.thresholds,
         "held_out": {name: card.kept_scores(name) for name in card.classes},
         "held_out_images": card.calibration_images,
         "left_out": {name: _left_out(card, name, folder) for name in card.classes},
-        "promises": {name: c.sentence for name, c in promises.items() if c is not None},
+        "promises": {name: card.threshold_sentence(name) for name in card.classes},
         "colour_marks": {name: model.colour_marks(name) for name in card.classes},
     }
 
@@ -234,8 +233,8 @@ def _left_out(card: ModelCard, name: str, folder: Path | None) -> list[str]:
     if not trimmed or folder is None:
         return []
     try:
-        if (folder / "calibration.json").exists():
-            files = [entry[0] for entry in read_json_object(folder / "calibration.json")[name]]
+        if (folder / CALIBRATION).exists():
+            files = [entry[0] for entry in read_json_object(folder / CALIBRATION)[name]]
         else:
             files = list(read_json_object(folder / "data.json")["held"][name])
         return [str(files[position]) for position in trimmed]

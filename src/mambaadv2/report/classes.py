@@ -88,11 +88,12 @@ def _threshold(name: str, facts: Facts) -> str:
             "The model was not trained on this class: every image was judged as the class it "
             "looks like most."
         )
-    images = facts.held_out_images.get(name)
-    source = f", from {plural(images, 'held-out good image')}" if images else ""
-    parts = [f"Threshold {facts.thresholds[name]:.4g} in raw score units{source}."]
     if name in facts.promises:
-        parts.append(escape(facts.promises[name]))
+        source = f". {escape(facts.promises[name])}"
+    else:
+        images = facts.held_out_images.get(name)
+        source = f", from {plural(images, 'held-out good image')}." if images else "."
+    parts = [f"Threshold {facts.thresholds[name]:.4g} in raw score units{source}"]
     if facts.left_out.get(name):
         parts.append(f"Left out: {escape(', '.join(facts.left_out[name]))}.")
     return " ".join(parts)
@@ -107,7 +108,7 @@ def _scores(name: str, result: ClassResult, facts: Facts) -> str:
         [score / threshold for score in held] if threshold else [],
         title="Scores",
     )
-    ticks = "; the ticks are the held-out good images behind it" if held else ""
+    ticks = "; the ticks are the held-out good images" if held else ""
     return (
         f"<div>{chart}<p class=soft>Solid bars are on the wrong side of the threshold{ticks}.</p>"
         "</div>"

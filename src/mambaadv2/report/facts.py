@@ -26,7 +26,7 @@ class Facts:
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Per class, held-out images that look mislabelled; thresholds and p-values are without."""
     promises: Mapping[str, str] = field(default_factory=dict)
-    """Per class, what its threshold promises, a whole sentence."""
+    """Per class, what made its threshold and what that promises, as whole sentences."""
     colour_marks: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     """Per class, (map / threshold, p-value) that the scale of heat colours may say; p falls."""
     against: str = "the other run"

@@ -44,8 +44,7 @@ def overall(evaluation: Evaluation, facts: Facts) -> str:
 
 def image_curves(images: Sequence[ImageResult]) -> Curves | None:
     """The curves that the protocol's image scores of one class have; None where undefined."""
-    scores = [image.score if image.ranked is None else image.ranked for image in images]
-    found = _ranking(images, scores)
+    found = _ranking(images, [image.ranking for image in images])
     if found is None:
         return None
     return Curves(roc=found.roc, precision_recall=found.precision_recall)

@@ -7,7 +7,7 @@ from html import escape
 
 from mambaadv2.metrics import Interval
 from mambaadv2.report.shares import interval_range, percent, plural, rate_range
-from mambaadv2.results import LEVEL, ClassResult, Evaluation
+from mambaadv2.results import LEVEL, PIECES, ClassResult, Evaluation, interval_of
 
 COLUMNS = (
     ("Image", {"image_auroc": "AUROC", "image_ap": "AP", "image_f1max": "F1-max"}),
@@ -59,13 +59,20 @@ def group_heads(columns: str = "") -> tuple[str, str]:
 
 def pieces(evaluation: Evaluation) -> list[str]:
     """Sentences on pieces that several images show, for the classes that have them."""
-    return [
-        f"{name}: over {found['n']:.0f} pieces, the highest of each one's views: "
-        f"AUROC {percent(found['auroc'])}, AP {percent(found['ap'])}, "
-        f"F1-max {percent(found['f1max'])}."
-        for name, found in ((n, result.samples) for n, result in evaluation.classes.items())
-        if found
-    ]
+    lines = []
+    for name, result in evaluation.classes.items():
+        if not result.samples:
+            continue
+        parts = []
+        for metric, heading in PIECES.items():
+            ends = interval_range(interval_of(result.sampled_pieces.get(metric)))
+            within = f" ({ends})" if ends else ""
+            parts.append(f"{heading} {percent(result.samples[metric])}{within}")
+        lines.append(
+            f"{name}: over {result.samples['n']:.0f} pieces, the highest of each one's views: "
+            f"{', '.join(parts)}."
+        )
+    return lines
 
 
 def _head() -> str:
@@ -107,9 +114,15 @@ def _meaning(evaluation: Evaluation) -> str:
             f"been tested: BCa from {plural(drawn.replicates, 'resampling')} of the images. One "
             "without width says that no image tested was out of order, not that none could be. "
         )
+    bounds = [c.grid_bound for c in evaluation.classes.values() if c.grid_bound is not None]
+    if bounds:
+        text += (
+            "Pixel scores are counted on a fine grid; the pixel metrics lie within "
+            f"{100 * max(bounds):.1g} points of percent of full precision. "
+        )
     return (
-        f"{text}Flagged and found: at the stored thresholds, which come from held-out good images "
-        "only, with exact 95 % intervals (Clopper and Pearson). A dash means that the metric is "
+        f"{text}Flagged and found: at the stored thresholds, which were not chosen on these "
+        "images, with exact 95 % intervals (Clopper and Pearson). A dash means that the metric is "
         "undefined there; mAD is the mean of the seven others without IoU-max."
     )
 
