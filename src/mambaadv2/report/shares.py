@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mambaadv2.metrics import Interval
 
 LEVEL = 0.95
@@ -81,6 +83,18 @@ def bar(part: int, whole: int, *, whiskers: bool = False) -> str:
 def plural(count: int, word: str) -> str:
     """The count with its word: "1 image", "2 images"."""
     return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def rounded_up(bound: float) -> str:
+    """A bound with one digit, never below it.
+
+    >>> rounded_up(0.00021), rounded_up(0.02), rounded_up(0.0)
+    ('0.0003', '0.02', '0')
+    """
+    if bound <= 0:
+        return "0"
+    power = 10.0 ** math.floor(math.log10(bound))
+    return f"{math.ceil(bound / power - 1e-9) * power:.1g}"
 
 
 def _end(value: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from html import escape
 
 from mambaadv2.metrics import Interval
-from mambaadv2.report.shares import interval_range, percent, plural, rate_range
+from mambaadv2.report.shares import interval_range, percent, plural, rate_range, rounded_up
 from mambaadv2.results import LEVEL, PIECES, ClassResult, Evaluation, interval_of
 
 COLUMNS = (
@@ -118,7 +118,7 @@ def _meaning(evaluation: Evaluation) -> str:
     if bounds:
         text += (
             "Pixel scores are counted on a fine grid; the pixel metrics lie within "
-            f"{100 * max(bounds):.1g} points of percent of full precision. "
+            f"{rounded_up(100 * max(bounds))} points of percent of full precision. "
         )
     return (
         f"{text}Flagged and found: at the stored thresholds, which were not chosen on these "
