@@ -18,7 +18,7 @@ PAGE = """<!DOCTYPE html>
  --line: #3a424b; --paper: #12161b; --band: #1b2128; --right: #4ac26b; --wrong: #ff8a7a;
  --bar: #56b4e9; --link: #7cc4ff; }} }}
 * {{ box-sizing: border-box; }}
-body {{ max-width: 70rem; margin: 1.5rem auto; padding: 0 1rem; background: var(--paper);
+body {{ max-width: 76rem; margin: 1.5rem auto; padding: 0 1rem; background: var(--paper);
  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.6rem; line-height: 1.25; margin: 0; }}
 h2 {{ margin: 2.4rem 0 .8rem; border-bottom: 1px solid var(--line); font-size: 1.3rem; }}
