@@ -34,13 +34,13 @@ def ours_sure(scores: Array) -> float:
     return calibrate_classes({"": scores.tolist()}, rate=RATE, confidence=SURE)[""].threshold
 
 
-OURS, SURE = "ours", "ours, 95 % sure"
+OURS, OURS_SURE = "ours", "ours, 95 % sure"
 RULES: Mapping[str, Callable[[Array], float]] = {
     "maximum": lambda scores: float(scores.max()),
     SIGMA: lambda scores: float(scores.mean() + 3 * scores.std(ddof=1)),
     "99 % quantile": lambda scores: float(np.quantile(scores, 1 - RATE)),
     OURS: ours,
-    SURE: ours_sure,
+    OURS_SURE: ours_sure,
 }
 """From the scores of held-out good images alone."""
 F1 = "F1 on test"

@@ -24,6 +24,7 @@ from scipy import stats
 from benchmarks._calibrate_cases import (
     F1,
     OURS,
+    OURS_SURE,
     RATE,
     RULES,
     SHAPES,
@@ -105,19 +106,20 @@ def real(predictor: Predictor, data: Path) -> dict[str, Any]:
         wrong += found.class_name != record.class_name
         scores[found.class_name][record.defect].append(found.score)
     rows: dict[str, Any] = {}
-    known = {name: np.array(card.kept_scores(name)) for name in card.classes}
+    known = {name: list(card.kept_scores(name)) for name in card.classes}
     # As training does: classes of few images lean on the spread of the others.
     together = {
         OURS: calibrate_classes(known, rate=RATE),
-        SURE: calibrate_classes(known, rate=RATE, confidence=0.95),
+        OURS_SURE: calibrate_classes(known, rate=RATE, confidence=SURE),
     }
-    for name, held in known.items():
+    for name in card.classes:
+        held = np.array(known[name])
         good, bad = (np.array(scores[name][defect]) for defect in (False, True))
         # One image has no standard deviation.
         limits = {
             rule: make(held) for rule, make in RULES.items() if len(held) > 1 or rule != SIGMA
         }
-        limits |= {rule: found[name].threshold for rule, found in together.items()}
+        limits |= {rule: ours[name].threshold for rule, ours in together.items()}
         if good.size and bad.size:
             limits[F1] = f1_threshold(good, bad)
         rows[name] = {
