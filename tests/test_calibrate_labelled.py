@@ -195,7 +195,7 @@ def test_the_sentence_says_what_was_seen_and_what_is_promised() -> None:
     assert (made.defects, made.good) == (20, 30)
     assert made.sentence == (
         "Chosen for recall 0.95 on the split validation: there it finds 20 of 20 defects and flags "
-        "4 of 30 good images, which is a little better than new images will do; a new defect of "
+        "4 of 30 good images, which is better than new images will do; a new defect of "
         "these kinds is found with a chance of at least 0.95, on average. No rate of false alarms "
         "is guaranteed."
     )

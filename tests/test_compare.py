@@ -19,6 +19,7 @@ from mambaadv2.evaluation_file import Filed, evaluation_text, read_evaluation
 from mambaadv2.measure import ClassMeasure
 from mambaadv2.metrics import Resampling, image_metrics
 from mambaadv2.protocols import ADER, EXACT, Protocol
+from mambaadv2.provenance import read_against
 from mambaadv2.results import METRICS, ClassResult, Evaluation, ImageResult
 
 DRAWN = Resampling(replicates=200)
@@ -372,3 +373,16 @@ def test_few_defects_have_no_interval_or_a_note(count: int, interval: bool, note
         assert result.metrics[metric] is not None
     assert any("intervals are too narrow" in text for text in result.notes) is note
     assert result.grid_bound is not None
+
+
+def test_verdicts_at_replaced_thresholds_are_not_compared(write: Write) -> None:
+    path = write("a.json", measured(1))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "thresholds_replaced": True}))
+    other = write("b.json", measured(2))
+    assert read_evaluation(path).replaced
+    text = compare(path, other)
+    assert f"{path}: thresholds were replaced since, so verdicts are not compared" in text
+    assert "stored thresholds" not in text
+    with pytest.raises(DataError, match="evaluate that run again"):
+        read_against(path, "page.html", "exact")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import subprocess
@@ -561,6 +562,39 @@ def test_a_run_folder_keeps_its_numbers(data: DataSet, run: Path) -> None:
     assert content["weights_sha256"] == "ab12"
     assert {name: content[name] for name in found.content()} == json.loads(found.to_json())
     assert content["classes"]["nut"]["n_good"] == 3
+
+
+def test_an_evaluation_of_something_else_is_not_replaced_in_silence(
+    data: DataSet, run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data.add("nut", "dent", heat=100)
+    data.add("nut", "good")
+    evaluate(run, data.root)
+    evaluate(run, data.root)
+    assert "replaced" not in capfd.readouterr().err
+    evaluate(run, data.root, protocol="ader")
+    said = capfd.readouterr().err
+    assert (
+        f"{run}/evaluation.json: replaced, the earlier one was by protocol exact, of these" in said
+    )
+    data.add("nut", "good", count=4)
+    evaluate(run, data.root, protocol="ader")
+    assert "the earlier one was by protocol ader, of other images" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "labelled.json"])
+def test_images_that_chose_the_threshold_are_noted(data: DataSet, run: Path, name: str) -> None:
+    data.add("nut", "dent", heat=100)
+    data.add("nut", "good")
+    image = data.root / "nut/test/good/001.png"
+    rows = {"nut": [["other.png", hashlib.sha256(image.read_bytes()).hexdigest()]]}
+    content = rows if name == "calibration.json" else {"aim": "f1", "images": rows}
+    (run / name).write_text(json.dumps(content), encoding="utf-8")
+    notes = evaluate(run, data.root, resampling=None, progress=False).classes["nut"].notes
+    assert notes == (
+        "1 of these images chose the thresholds (mambaadv2 calibrate): counts at the threshold "
+        "and p-values are too good",
+    )
 
 
 def test_a_run_folder_that_cannot_be_written_to_is_no_error(

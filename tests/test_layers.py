@@ -78,14 +78,14 @@ ARROWS: dict[str, set[str]] = {
     },
     "recipes": {"data", "evaluate", "predict", "train"},
     "suspect_sheet": {"calibrate", "checkpoint", "data", "image"},
-    "thresholds": {"calibrate", "checkpoint", "modelcard", "suspect_sheet"},
+    "thresholds": {"calibrate", "checkpoint", "evaluation_file", "modelcard", "suspect_sheet"},
     "recalibrate": {"calibrate", "checkpoint", "predict", "suspect_sheet", "thresholds"},
     "recalibrate_labelled": {
         *["calibrate", "checkpoint", "data", "data.index", "data.record", "predict", "thresholds"],
     },
     "installed": set(),
     "markdown": set(),
-    "modelcard": {"calibrate", "markdown"},
+    "modelcard": {"calibrate", "evaluation_file", "markdown"},
     "doctor": {"image", "installed", "memory", "model", "runlog", "scan"},
     "cli_calibrate": {"calibrate", "recalibrate", "recalibrate_labelled"},
     "cli": {

@@ -196,7 +196,7 @@ def test_defects_without_a_mask_are_said() -> None:
     ]
     table = size_table(images)
     assert "10–30 %" in table
-    assert "2 more without a marked pixel" in table
+    assert "2 more without a mask or a marked pixel" in table
     assert size_table(images[1:]) == size_chart(images[1:]) == ""
 
 

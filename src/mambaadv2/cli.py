@@ -336,7 +336,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "data",
         type=Path,
         metavar="DATA",
-        help="data set, one class of it, or a manifest (.csv, .jsonl)",
+        help="data set, one class of it, or a manifest (.csv, .jsonl, .parquet)",
     )
     parser.add_argument(
         "--layout", metavar="NAME", help="how the data set is laid out (default: recognised)"

@@ -60,9 +60,16 @@ def compare(first: Path | str, second: Path | str) -> str:
         lines += [_line(item) for item in found if item.class_name == name]
         if name is not None:
             classes = (one.evaluation.classes[name], two.evaluation.classes[name])
-            lines.append(f"  {verdict_changes(*classes)}")
+            if not (one.replaced or two.replaced):
+                lines.append(f"  {verdict_changes(*classes)}")
     with_interval = [item for item in found if item.interval is not None]
     lines.append("")
+    for filed in (one, two):
+        if filed.replaced:
+            lines.append(
+                f"{filed.path}: thresholds were replaced since, so verdicts are not compared; "
+                "evaluate that run again."
+            )
     if with_interval:
         count = sum(item.clear for item in with_interval)
         chance = round((1 - LEVEL) * len(with_interval), 1)

@@ -17,7 +17,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -30,7 +31,7 @@ from mambaadv2.data.record import Record
 from mambaadv2.data.verify import read_masks, usable_records
 from mambaadv2.errors import CheckpointError, ConfigError
 from mambaadv2.evaluation_file import evaluation_text
-from mambaadv2.files import write_atomically, writing_to
+from mambaadv2.files import file_sha256, write_atomically, writing_to
 from mambaadv2.frames import Comparison
 from mambaadv2.measure import ClassMeasure, class_metrics
 from mambaadv2.metrics import Resampling
@@ -38,11 +39,13 @@ from mambaadv2.predict import ImageModel, Prediction, load, predict_paths
 from mambaadv2.protocols import protocol_named
 from mambaadv2.provenance import (
     Call,
+    chosen_by,
     colour_range,
     data_sha256,
     facts,
     image_name,
     read_against,
+    replaces,
     require_same_images,
     write_evaluation,
 )
@@ -134,8 +137,9 @@ def _evaluated(call: Call, model: ImageModel, progress: bool) -> Evaluation:
         progress=progress,
     )
     require_same_images(call, chosen.records)
+    results = _results(call, model, chosen.records, progress)
     evaluation = Evaluation(
-        classes=_results(call, model, chosen.records, progress),
+        classes=_with_chosen_noted(call, results, chosen.records),
         seconds=time.perf_counter() - start,
         skipped=chosen.skipped,
         protocol=call.protocol,
@@ -204,6 +208,31 @@ def _class_result(
     )
 
 
+def _with_chosen_noted(
+    call: Call, results: Mapping[str, ClassResult], records: Sequence[Record]
+) -> dict[str, ClassResult]:
+    """A note where test images have chosen the thresholds that they are counted at."""
+    chosen = chosen_by(call.folder)
+    if not chosen:
+        return dict(results)
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts[record.class_name] += file_sha256(record.path).hex() in chosen
+    return {
+        name: dataclasses.replace(
+            result,
+            notes=(
+                *result.notes,
+                f"{counts[name]} of these images chose the thresholds (mambaadv2 calibrate): "
+                "counts at the threshold and p-values are too good",
+            ),
+        )
+        if counts[name]
+        else result
+        for name, result in results.items()
+    }
+
+
 def _checked_map(values: NDArray[np.float32], record: Record) -> NDArray[np.float32]:
     """The map as float32. Raises `CheckpointError`, naming the image, where it is not finite."""
     if not np.isfinite(values).all():
@@ -265,6 +294,11 @@ def _write(
         # The name of a file may be no text.
         write_atomically(call.report, page.encode(errors="backslashreplace"))
     if call.folder is not None:
+        earlier = replaces(call.folder, evaluation, digest)
+        if earlier is not None:
+            _say(
+                f"{call.folder}/evaluation.json: replaced, the earlier one was {earlier}", progress
+            )
         try:
             write_evaluation(call.folder, evaluation, call.time, digest)
         except OSError as error:

@@ -35,6 +35,9 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("defect_pixels", "pixels"), (int, type(None))),
     "sample": (str, type(None)),
 }
+REPLACED = "thresholds_replaced"
+"""True in the file of a run whose thresholds were replaced since."""
+
 _RESAMPLING = ("seed", "replicates", "groups")
 _FLOAT = "<f8"
 
@@ -46,6 +49,8 @@ class Filed:
     path: Path
     evaluation: Evaluation
     data_sha256: str
+    replaced: bool = False
+    """Whether thresholds of the run were replaced since: verdicts and p-values are of the old."""
 
 
 def evaluation_text(
@@ -111,7 +116,8 @@ def read_evaluation(path: Path | str) -> Filed:
             f"{file}: schema: expected {SCHEMA}, got {schema!r}; evaluate again with this version"
         )
     try:
-        return Filed(file, _evaluation(content), str(content["data_sha256"]))
+        replaced = content.get(REPLACED) is True
+        return Filed(file, _evaluation(content), str(content["data_sha256"]), replaced)
     except (
         *(AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError),
         ValueError,

@@ -19,11 +19,11 @@ from mambaadv2.calibrate import (
     threshold_sentence,
 )
 from mambaadv2.errors import CheckpointError, ConfigError
+from mambaadv2.evaluation_file import REPLACED
 from mambaadv2.files import read_json_object, write_atomically
 from mambaadv2.markdown import escape, table
 
 MODEL_CARD, EVALUATION = "MODEL_CARD.md", "evaluation.json"
-REPLACED = "thresholds_replaced"  # in evaluation.json: it counts nothing at today's thresholds
 SUSPECTS = "suspects.png"
 
 UNKNOWN = "not recorded"

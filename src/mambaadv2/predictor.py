@@ -101,6 +101,11 @@ class Predictor:
         if not images:
             return []
         for i, image in enumerate(images):
+            if not isinstance(image, np.ndarray):
+                raise DataError(
+                    f"images[{i}]: expected an (H, W, 3) uint8 RGB array, got "
+                    f"{type(image).__name__}; mambaadv2.image.read_image decodes a file"
+                )
             if image.shape[2:] != (3,) or image.size == 0 or image.dtype != np.uint8:
                 raise DataError(
                     f"images[{i}]: expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}"

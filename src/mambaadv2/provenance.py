@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from mambaadv2.checkpoint import CALIBRATION, ModelCard, read_card
+from mambaadv2.checkpoint import CALIBRATION, LABELLED, ModelCard, read_card
 from mambaadv2.data.record import Record
-from mambaadv2.errors import ConfigError
+from mambaadv2.errors import ConfigError, DataError
 from mambaadv2.evaluation_file import Filed, evaluation_text, read_evaluation
 from mambaadv2.files import file_sha256, read_json_object, write_atomically
 from mambaadv2.metrics import Resampling
@@ -113,6 +113,11 @@ def read_against(
             "against: expected a report to show the comparison in; name one with report (--report)"
         )
     filed = read_evaluation(against)
+    if filed.replaced:
+        raise DataError(
+            f"against: {filed.path}: thresholds of its run were replaced since, so its verdicts "
+            "hold no more; evaluate that run again"
+        )
     theirs = filed.evaluation.protocol.name
     if theirs != protocol:
         raise ConfigError(
@@ -151,6 +156,33 @@ def image_name(record: Record, data: Path) -> str:
     root = data if data.is_dir() else data.parent
     inside = record.path.is_relative_to(root)
     return (record.path.relative_to(root) if inside else record.path).as_posix()
+
+
+def chosen_by(folder: Path | None) -> frozenset[str]:
+    """SHA-256 of the images that a run's thresholds were chosen on after the training."""
+    if folder is None:
+        return frozenset()
+    by_class = [read_json_object(folder / CALIBRATION)]
+    by_class.append(read_json_object(folder / LABELLED).get("images", {}))
+    return frozenset(
+        str(row[1])
+        for classes in by_class
+        if isinstance(classes, dict)
+        for rows in classes.values()
+        if isinstance(rows, list)
+        for row in rows
+        if isinstance(row, list) and len(row) > 1
+    )
+
+
+def replaces(folder: Path, evaluation: Evaluation, digest: str) -> str | None:
+    """What the evaluation in a run folder was of, in words, where it was of something else."""
+    earlier = read_json_object(folder / EVALUATION)
+    said = (earlier.get("protocol"), earlier.get("data_sha256"))
+    if not earlier or said == (evaluation.protocol.name, digest):
+        return None
+    images = "these images" if said[1] == digest else "other images"
+    return f"by protocol {said[0]}, of {images}"
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, time: datetime, digest: str) -> None:

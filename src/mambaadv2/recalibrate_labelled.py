@@ -29,7 +29,7 @@ from mambaadv2.thresholds import colours_from, high_end, replace_labelled, unsee
 SPLIT: Split = "validation"
 _APART = (
     "a threshold chosen on test images makes their numbers worthless: set some good images and "
-    "some defects apart, in a manifest (.csv or .jsonl) whose column split says validation"
+    "some defects apart, in a manifest (.csv, .jsonl, .parquet) whose column split says validation"
 )
 
 
@@ -52,14 +52,15 @@ def recalibrate_labelled(
     used, listing all, or "skip" them. progress: messages on stderr.
 
     An image counts for the class that the model takes it for, as it will when the model decides. A
-    class for which no good image or no defect is there keeps its threshold and is not returned.
+    class for which no good image or no defect is there, or too few for the aim, keeps its threshold
+    and is not returned.
     P-values stay those of the held-out good images; the colour scale follows the thresholds.
     `labelled.json` keeps names, hashes, truth and scores of the images; counts of an earlier
     evaluation at the old thresholds are removed from `evaluation.json`.
 
-    Raises `ConfigError` for an aim that is none or that the defects are too few for; `DataError`
-    for a data set without good images and defects in its validation split, for images that the
-    model was trained on or held out and for such as are in the test split too, by content;
+    Raises `ConfigError` for an aim that is none or for which every class has too few defects;
+    `DataError` for a data set without good images and defects in its validation split, for images
+    that the model was trained on or held out and for such as are in the test split too, by content;
     `BadFilesError` for files that cannot be used. Nothing is changed then.
     """
     require_aim(aim)
@@ -101,8 +102,8 @@ def labelled_words(
             yield f"{name}: threshold {thresholds[name].threshold:.6g}"
             yield f"  {thresholds[name].sentence}"
         else:
-            yield f"{name}: threshold {card.thresholds[name]:.6g} kept, without defects or good"
-            yield f"  images in the split {SPLIT}. {card.threshold_sentence(name)}"
+            yield f"{name}: threshold {card.thresholds[name]:.6g} kept, with too few defects or"
+            yield f"  good images in the split {SPLIT}. {card.threshold_sentence(name)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +166,7 @@ def _thresholds(
     card: ModelCard, found: Sequence[_Seen], aim: str, data: Path
 ) -> dict[str, LabelledThreshold]:
     chosen: dict[str, LabelledThreshold] = {}
+    short: ConfigError | None = None
     for name in card.classes:
         own = [seen for seen in found if seen.class_name == name]
         if len({seen.record.defect for seen in own}) < 2:
@@ -177,12 +179,15 @@ def _thresholds(
         try:
             chosen[name] = threshold_for_aim(labelled, aim)
         except ConfigError as error:
-            raise ConfigError(f"class {name}: {error}") from error
+            short = short or ConfigError(f"class {name}: {error}")
+            continue
         if chosen[name].threshold <= 0:
             raise ConfigError(
                 f"class {name}: the aim {aim} asks for flagging every image, since defects score "
                 "as low as the best good images; choose another aim, or train better"
             )
+    if not chosen and short is not None:
+        raise short
     if not chosen:
         raise DataError(
             f"{data}: expected good images and defects in the split {SPLIT} that the model takes "

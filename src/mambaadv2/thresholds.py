@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mambaadv2.calibrate import colour_scale
 from mambaadv2.checkpoint import CALIBRATION, LABELLED, SUSPECTS, ModelCard, write_card
 from mambaadv2.errors import DataError
+from mambaadv2.evaluation_file import REPLACED
 from mambaadv2.files import (
     file_sha256,
     locked,
@@ -21,7 +22,7 @@ from mambaadv2.files import (
     write_atomically,
     writing_to,
 )
-from mambaadv2.modelcard import EVALUATION, REPLACED, write_model_card
+from mambaadv2.modelcard import EVALUATION, write_model_card
 from mambaadv2.suspect_sheet import Suspect, write_suspects
 
 COUNTED = frozenset({"n_flagged", "n_found"})  # of evaluation.json, at the thresholds of its day

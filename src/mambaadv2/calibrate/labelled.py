@@ -59,7 +59,7 @@ class LabelledThreshold:
 
     threshold: an image is flagged above it. recall: share of the split's `defects` defects flagged.
     false_alarms: share of its `good` good images flagged. Both are of the images that chose it, so
-    new images will do a little worse. guarantee: what is proved for new defects, as a sentence, or
+    new images will do worse. guarantee: what is proved for new defects, as a sentence, or
     "".
     """
 
@@ -91,8 +91,8 @@ class LabelledThreshold:
         found, flagged = round(self.recall * self.defects), round(self.false_alarms * self.good)
         text = (
             f"Chosen for {self.aim} on the split {self.split}: there it finds {found} of "
-            f"{self.defects} defects and flags {flagged} of {self.good} good images, which is a "
-            "little better than new images will do"
+            f"{self.defects} defects and flags {flagged} of {self.good} good images, which is "
+            "better than new images will do"
         )
         if self.guarantee:
             text += f"; {self.guarantee}"

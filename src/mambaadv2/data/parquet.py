@@ -19,8 +19,9 @@ def parquet_rows(path: Path) -> tuple[Sequence[str], Iterator[Mapping[str, objec
         from pyarrow import parquet
     except ImportError as error:
         raise DataError(
-            f"{path}: Parquet needs pyarrow, which is not installed; "
-            "pip install 'mambaadv2[parquet]', or save the manifest as .csv or .jsonl"
+            f"{path}: Parquet needs pyarrow, which is not installed: "
+            "install the extra 'parquet' (pip install '.[parquet]'), or save the manifest as .csv "
+            "or .jsonl"
         ) from error
     try:
         file = parquet.ParquetFile(path)

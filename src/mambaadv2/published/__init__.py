@@ -90,11 +90,17 @@ def results_table(dataset: str, own: Filed | None = None, protocol: str | None =
         )
     if own is not None:
         measured = own.evaluation.protocol.name
-        if protocol not in (None, measured) or measured not in there:
-            asked = protocol or next((p for p in there if p != "unstated"), there[0])
+        if protocol not in (None, measured):
+            raise DataError(
+                f"{own.path}: was measured by protocol {measured}, not {protocol}; numbers of two "
+                "protocols cannot stand beside each other: evaluate with --protocol "
+                f"{protocol}, or leave --protocol out"
+            )
+        if measured not in there:
+            asked = next((p for p in there if p != "unstated"), there[0])
             raise DataError(
                 f"{own.path}: was measured by protocol {measured}, the published numbers of {name} "
-                f"by {' and '.join(there)}; they cannot stand beside each other: evaluate with "
+                f"by {', '.join(there)}; they cannot stand beside each other: evaluate with "
                 f"--protocol {asked}"
             )
         protocol = measured
@@ -111,8 +117,9 @@ def _block(name: str, protocol: str, rows: list[Published], own: Filed | None) -
     table = [["method", "epochs", *HEADINGS.values(), "source"]]
     notes = []
     if own is not None:
-        table += _own_rows(own)
-        notes = _own_notes(name, own)
+        count = next(number for table_name, number in DATASETS.values() if table_name == name)
+        table += _own_rows(own, count)
+        notes = _own_notes(name, own, count)
     for row in rows:
         values = (row.metrics[metric] for metric in METRICS)
         cells = ["-" if value is None else f"{value:.1f}" for value in values]
@@ -133,19 +140,19 @@ def _block(name: str, protocol: str, rows: list[Published], own: Filed | None) -
     return "\n".join((*lines, *notes))
 
 
-def _own_rows(own: Filed) -> list[list[str]]:
+def _own_rows(own: Filed, count: int) -> list[list[str]]:
     evaluation = own.evaluation
     means = (evaluation.mean[metric] for metric in METRICS)
     cells = ("-" if value is None else f"{100 * value:.1f}" for value in means)
-    rows = [[f"this run: {_short(own)}", "-", *cells, "-"]]
+    have = f"{len(evaluation.classes)} of {count} classes"
+    rows = [[f"this run: {_short(own)}, {have}", "-", *cells, "-"]]
     if evaluation.resampling is not None:
         intervals = (evaluation.interval(metric) for metric in METRICS)
         rows.append(["", "", *map(percents, intervals), ""])
     return rows
 
 
-def _own_notes(name: str, own: Filed) -> list[str]:
-    count = next(number for table, number in DATASETS.values() if table == name)
+def _own_notes(name: str, own: Filed, count: int) -> list[str]:
     have = len(own.evaluation.classes)
     notes = [f"This run: {own.path}"]
     if own.evaluation.resampling is not None:

@@ -98,7 +98,7 @@ def _table(bins: Sequence[SizeBin], images: Sequence[ImageResult]) -> str:
         for one in bins
     )
     unknown = sum(image.defect for image in images) - sum(one.total for one in bins)
-    note = f"<p class=soft>{unknown} more without a marked pixel.</p>" if unknown else ""
+    note = f"<p class=soft>{unknown} more without a mask or a marked pixel.</p>" if unknown else ""
     return (
         "<div class=wide><table>\n<thead><tr><th scope=col>Covered</th>"
         "<th scope=col colspan=2>defects found</th><th scope=col>95 %</th></tr></thead>\n"

@@ -121,9 +121,9 @@ def _meaning(evaluation: Evaluation) -> str:
             f"{rounded_up(100 * max(bounds))} points of percent of full precision. "
         )
     return (
-        f"{text}Flagged and found: at the stored thresholds, which were not chosen on these "
-        "images, with exact 95 % intervals (Clopper and Pearson). A dash means that the metric is "
-        "undefined there; mAD is the mean of the seven others without IoU-max."
+        f"{text}Flagged and found: at the stored thresholds, with exact 95 % intervals (Clopper "
+        "and Pearson). A dash means that the metric is undefined there; mAD is the mean of the "
+        "seven others without IoU-max."
     )
 
 
