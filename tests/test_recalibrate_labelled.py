@@ -226,3 +226,38 @@ def test_classes_of_another_model_are_refused(run: Path, manifest: Write) -> Non
         text = text.replace(f",{name},", f",other-{name},")
     data.write_text(text)
     refused(run, data, DataError, "expected classes of the model, ")
+
+
+def test_a_copy_in_the_split_counts_once_and_has_one_label(run: Path, manifest: Write) -> None:
+    data = manifest(half)
+    records = list_records(data, split="validation").records
+    defect = next(record for record in records if record.defect)
+    copied = run.parent / "copy.png"
+    shutil.copy(defect.path, copied)
+    twice = manifest(half, (dataclasses.replace(defect, path=copied),))
+    recalibrate_labelled(run, twice, aim="f1", device="cpu")
+    kept = json.loads((run / "labelled.json").read_text(encoding="utf-8"))
+    assert sum(map(len, kept["images"].values())) == len(records)
+    text = twice.read_text().splitlines()
+    odd = [
+        ",".join([line.split(",")[0], line.split(",")[1], "validation", "good", ""])
+        if "copy.png" in line
+        else line
+        for line in text
+    ]
+    twice.write_text("\n".join(",".join(line.split(",")[:5]) for line in odd) + "\n")
+    refused(run, twice, DataError, "expected one label for one image")
+
+
+def test_new_thresholds_leave_an_evaluation_readable_and_marked(run: Path, manifest: Write) -> None:
+    content = {"schema": 2, "classes": {"nut": {"mad": 0.5, "n_flagged": 1, "n_found": 2, "x": []}}}
+    path = run / "evaluation.json"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    recalibrate_labelled(run, manifest(half), aim="f1", device="cpu")
+    text = path.read_text(encoding="utf-8")
+    assert json.loads(text) == {
+        "thresholds_replaced": True,
+        "schema": 2,
+        "classes": {"nut": {"mad": 0.5, "x": []}},
+    }
+    assert text.splitlines()[1] == '  "thresholds_replaced": true,'

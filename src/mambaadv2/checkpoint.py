@@ -65,6 +65,8 @@ class ModelCard:
     calibration_labelled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of classes of kind "labelled": the fields of a `calibrate.LabelledThreshold` but the
     threshold itself."""
+    calibration_trim: bool = True
+    """Whether images that look mislabelled would have been left out."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was made, for people: steps, seconds, data fingerprint, package version."""
 
@@ -95,6 +97,12 @@ class ModelCard:
         for name in self.classes:
             self.kept_scores(name)
             self.threshold_sentence(name)
+            count = len(self.calibration_scores[name])
+            if count not in (0, self.calibration_images[name]):
+                raise CheckpointError(
+                    f"calibration of {name}: expected a score for each of the "
+                    f"{self.calibration_images[name]} calibration_images, got {count}"
+                )
 
     def kept_scores(self, name: str) -> tuple[float, ...]:
         """Scores of a class's held-out images without those trimmed: what p-values rank among."""
@@ -151,6 +159,7 @@ def calibration_fields(
         "false_alarm_rate": one.rate,
         "false_alarm_confidence": one.confidence,
         "leave_one_out": one.leave_one_out,
+        "calibration_trim": one.trim,
         "calibration_labelled": {},
     }
 

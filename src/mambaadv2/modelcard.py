@@ -15,6 +15,7 @@ from typing import Any
 from mambaadv2.calibrate import (
     FALSE_ALARM_RATE,
     ClassCalibration,
+    at_most,
     recorded_calibration,
     threshold_sentence,
 )
@@ -175,7 +176,7 @@ def _classes(model: Mapping[str, Any], data: Mapping[str, Any], pictures: bool) 
 
 
 def _on_average(promised: ClassCalibration | None) -> str:
-    return "no promise" if promised is None else f"{100 * promised.guaranteed:.2g} %"
+    return "no promise" if promised is None else at_most(promised.guaranteed)
 
 
 def _aim(model: Mapping[str, Any]) -> str:

@@ -188,6 +188,7 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
         if whole and "error" in line
         else {"overlay": str, "defect": bool, "class": str, "score": float}
     )
+    whole = whole and ("error" in line or type(line.get("p_value", 0)) in (float, type(None)))
     return line if whole and all(type(line.get(k)) is t for k, t in kinds.items()) else None
 
 

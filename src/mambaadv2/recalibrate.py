@@ -23,7 +23,7 @@ from mambaadv2.calibrate import (
     needed_images,
 )
 from mambaadv2.checkpoint import CALIBRATION, calibration_fields, read_card
-from mambaadv2.errors import DataError
+from mambaadv2.errors import ConfigError, DataError
 from mambaadv2.files import read_json_object
 from mambaadv2.predict import find_images, load, predict_paths
 from mambaadv2.suspect_sheet import find_suspects
@@ -60,6 +60,8 @@ def recalibrate(
     >>> print(recalibrate("runs/parts", ["line4/good"])["screw"].sentence)  # doctest: +SKIP
     """
     needed_images(rate, confidence=confidence)  # refuses impossible ones before the work
+    if rate >= 0.5:
+        raise ConfigError(f"rate: expected a false-alarm rate below 0.5, got {rate}")
     folder = Path(run)
     card, weights = read_card(folder)
     paths = list(dict.fromkeys(find_images(inputs)))

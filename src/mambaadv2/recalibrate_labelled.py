@@ -67,8 +67,9 @@ def recalibrate_labelled(
     folder = Path(run)
     card, weights = read_card(folder)
     records = _validation_records(Path(data), card.classes, layout, on_error, progress)
+    hashes = unseen_hashes(folder, [record.path for record in records])
+    records = _without_copies(records, hashes)
     paths = [record.path for record in records]
-    hashes = unseen_hashes(folder, paths)
     _require_not_tested(Path(data), layout, hashes)
     found = [
         _Seen(record=record, class_name=p.class_name, score=p.score, end=high_end(p.map))
@@ -138,6 +139,19 @@ def _validation_records(
     return usable_records(
         data, split=SPLIT, classes=names, on_error=on_error, layout=layout, progress=progress
     ).records
+
+
+def _without_copies(records: Sequence[Record], hashes: Mapping[Path, str]) -> tuple[Record, ...]:
+    """One of each content: a copy says nothing new, and the guarantee would count it."""
+    first: dict[str, Record] = {}
+    for record in records:
+        other = first.setdefault(hashes[record.path], record)
+        if other.defect != record.defect:
+            raise DataError(
+                f"{record.path}: expected one label for one image, {other.path} is the same and "
+                "is labelled otherwise; correct one of them"
+            )
+    return tuple(first.values())
 
 
 def _test_records(data: Path, layout: str | None) -> tuple[Record, ...]:

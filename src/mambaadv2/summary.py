@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mambaadv2.calibrate import StreamWatch, adjusted_p_values, needed_images
+from mambaadv2.calibrate import StreamWatch, adjusted_p_values, needed_images, within
 from mambaadv2.checkpoint import ModelCard
 from mambaadv2.errors import ConfigError
 from mambaadv2.files import write_atomically
@@ -61,8 +61,10 @@ class Watching:
     def opening(self) -> str:
         """What is watched for, and the bound."""
         text = (
-            f"watch: while nothing changes and at most {100 * WATCH_DEFECTS:g} % are defects, the "
-            f"chance of any alarm is at most {100 * WATCH_DELTA:g} %, however long the stream"
+            "watch: while nothing changes and each image is a defect with a chance of at most "
+            f"{100 * WATCH_DEFECTS:g} %, whatever came before, the chance of any alarm in this "
+            f"call is at most {100 * WATCH_DELTA:g} %, however long the stream; many defects in a "
+            "row are a change"
         )
         if self.alone:
             text += (
@@ -157,8 +159,14 @@ def write_summary(
     if fdr is not None:
         held = max((len(card.kept_scores(name)) for name in classes), default=0)
         told["fdr"] = _discovered(lines, p_values, fdr)
-        told["fdr"]["p_values_guaranteed"] = not card.leave_one_out
+        sure = not card.leave_one_out and not any(card.calibration_trimmed.values())
+        told["fdr"]["p_values_guaranteed"] = sure
         sentences.append(_discovery_words(told["fdr"], held))
+        if not sure:
+            sentences.append(
+                "fdr: this share is near and not proved: the held-out images fitted the scorer "
+                "too, or some were left out; 'mambaadv2 calibrate' with new good images mends that"
+            )
     write_atomically(lines.with_name(SUMMARY), (json.dumps(told, indent=2) + "\n").encode())
     return sentences
 
@@ -168,7 +176,7 @@ def _discovered(lines: Path, p_values: Sequence[tuple[int, float]], share: float
     chosen = {
         number: (p, float(rate))
         for (number, p), rate in zip(p_values, adjusted, strict=True)
-        if rate <= share
+        if within(rate, share)
     }
     found = []
     with lines.open("rb") as content:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ HIGH_END = 0.99  # of a good image's map, where the colours of heat maps may beg
 def unseen_hashes(folder: Path, paths: Sequence[Path]) -> dict[Path, str]:
     """SHA-256 of images that a run has not seen.
 
-    Raises `DataError`, naming it, for one that the run learned from or held out, by content, as far
-    as its `data.json` says.
+    Raises `DataError`, naming it, for one that the run learned from or held out, by content, and
+    where its `data.json` cannot say so.
     """
     known = _known_hashes(folder)
     hashes = {path: file_sha256(path).hex() for path in paths}
@@ -105,8 +106,21 @@ def _begin(folder: Path) -> None:
 def _remove_counts(path: Path) -> None:
     """Take out of an evaluation what was counted at a threshold; the rest does not depend on it."""
     content = read_json_object(path)
-    if content:
-        _write_json(path, {**_without_counts(content), REPLACED: True})
+    if not content:
+        return
+    text = path.read_text(encoding="utf-8")
+    # By lines, which keeps a line per image; whatever else the file is, its values decide.
+    text = re.sub(rf'^ *"({"|".join(sorted(COUNTED))})": \d+,\n', "", text, flags=re.MULTILINE)
+    text = re.sub(r"\A\{\n", f'{{\n  "{REPLACED}": true,\n', text)
+    wanted = {**_without_counts(content), REPLACED: True}
+    try:
+        same = json.loads(text) == wanted
+    except ValueError:
+        same = False
+    if same:
+        write_atomically(path, text.encode())
+    else:
+        _write_json(path, wanted)
 
 
 def _without_counts(content: Any) -> Any:
@@ -122,6 +136,11 @@ def _write_json(path: Path, content: object) -> None:
 def _known_hashes(folder: Path) -> set[str]:
     """SHA-256 of all images that the run learned from or held out, as far as it says."""
     data = read_json_object(folder / "data.json")
+    if not data:
+        raise DataError(
+            f"{folder / 'data.json'}: expected the list of images that the run learned from, it is "
+            "missing or damaged; without it nobody can tell which images the model has not seen"
+        )
     parts = (data.get(part) for part in ("learn", "held"))
     return {
         digest

@@ -14,6 +14,7 @@ from mambaadv2.calibrate.assumed import assumed_limits
 from mambaadv2.calibrate.classes import FALSE_ALARM_RATE, ClassCalibration, Kind, calibrate_classes
 from mambaadv2.calibrate.colours import ColourScale, colour_marks, colour_scale
 from mambaadv2.calibrate.conformal import (
+    at_most,
     conformal_threshold,
     false_alarm_bound,
     false_alarm_range,
@@ -23,7 +24,7 @@ from mambaadv2.calibrate.conformal import (
     shortage,
 )
 from mambaadv2.calibrate.crossed import cross_guarantee, cross_p_values
-from mambaadv2.calibrate.discovery import adjusted_p_values, discoveries
+from mambaadv2.calibrate.discovery import adjusted_p_values, discoveries, within
 from mambaadv2.calibrate.drift import DriftState, DriftWatch
 from mambaadv2.calibrate.labelled import (
     LabelledScores,
@@ -59,6 +60,7 @@ __all__ = [
     "StreamWatch",
     "adjusted_p_values",
     "assumed_limits",
+    "at_most",
     "calibrate_classes",
     "colour_marks",
     "colour_scale",
@@ -85,4 +87,5 @@ __all__ = [
     "threshold_for_f1",
     "threshold_for_recall",
     "threshold_sentence",
+    "within",
 ]

@@ -18,12 +18,13 @@ import numpy as np
 from mambaadv2.calibrate.assumed import assumed_limits
 from mambaadv2.calibrate.conformal import (
     LEVEL,
+    at_most,
     false_alarm_bound,
     false_alarm_range,
     largest_rank,
     shortage,
 )
-from mambaadv2.calibrate.suspects import suspects
+from mambaadv2.calibrate.suspects import FEWEST, SHARE, suspects
 from mambaadv2.errors import ConfigError
 
 FALSE_ALARM_RATE = 0.01
@@ -41,6 +42,7 @@ class ClassCalibration:
     over calibration sets, else the share of sets for which it is to hold.
     rank: the threshold is at or above the rank-th largest score that was kept.
     trimmed: positions, among the held-out images, of those left out because they look mislabelled.
+    trim: whether such would be left out.
     leave_one_out: whether the scorer was fitted on the same images, each being scored by the
     others' share. Then "guaranteed" is what holds as far as one image hardly changes the scorer; of
     such scores nothing can be proved without that (`crossed` says why).
@@ -53,6 +55,7 @@ class ClassCalibration:
     confidence: float | None = None
     rank: int
     trimmed: tuple[int, ...] = ()
+    trim: bool = True
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
@@ -68,14 +71,19 @@ class ClassCalibration:
 
     @property
     def guaranteed(self) -> float:
-        """Expected share of good images flagged, at most; what was trimmed being no good image."""
+        """Expected share of good images flagged, at most, where no good image looks mislabelled."""
         return self.rank / (self.kept + 1)
 
     @property
-    def guaranteed_if_trimmed_were_good(self) -> float:
-        """The same should everything that was trimmed have been good after all."""
-        # The top ones went, so the threshold is that much further down among all.
-        return (self.rank + len(self.trimmed)) / (self.images + 1)
+    def guaranteed_for_any_scores(self) -> float:
+        """The same for good images of any scores, such as look mislabelled included.
+
+        Whether images are left out depends on the scores, so this counts as if as many as may be
+        always were: the threshold is at least the largest score but that many and the rank.
+        """
+        most = int(SHARE * self.images) if self.trim and self.images >= FEWEST else 0
+        rank = largest_rank(self.images, self.rate, confidence=self.confidence) or 1
+        return (rank + most) / (self.images + 1)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """False-alarm rates that such a calibration may have, `level` of all sets inside.
@@ -91,11 +99,11 @@ class ClassCalibration:
         """What the threshold promises, for people; a whole sentence."""
         low, high = (f"{100 * end:.2g} %" for end in self.interval())
         images = f"{self.kept} held-out good image{'s' if self.kept != 1 else ''}"
-        sure = f"on average at most {100 * self.guaranteed:.2g} % of good images are flagged"
+        sure = f"on average at most {at_most(self.guaranteed)} of good images are flagged"
         if self.kind == "assumed":
             lack = shortage(self.kept, self.rate, confidence=self.confidence)
             text = f"{100 * self.rate:g} % is assumed, not guaranteed: {lack}. "
-            sure += f", and with {100 * LEVEL:g} % confidence at most {high}"
+            sure += f", and with {100 * LEVEL:g} % confidence at most {at_most(self.interval()[1])}"
         else:
             text = ""
             if self.confidence is not None:
@@ -111,13 +119,16 @@ class ClassCalibration:
             )
         else:
             text += f"Guaranteed from {images}: {sure}."
+        if self.guaranteed_for_any_scores > self.guaranteed:
+            text += (
+                " Good images that look mislabelled would be left out; counting those as well, the "
+                f"average is at most {at_most(self.guaranteed_for_any_scores)}."
+            )
         if self.trimmed:
             one = len(self.trimmed) == 1
             text += (
-                f" {len(self.trimmed)} image{'' if one else 's'} among them look"
-                f"{'s' if one else ''} mislabelled and {'was' if one else 'were'} left out; if "
-                f"{'it is' if one else 'they are'} good, the guaranteed average is "
-                f"{100 * self.guaranteed_if_trimmed_were_good:.2g} %."
+                f" {len(self.trimmed)} image{'' if one else 's'} look{'s' if one else ''} "
+                f"mislabelled and {'was' if one else 'were'} left out."
             )
         return text
 
@@ -145,10 +156,14 @@ def calibrate_classes(
         name: [value for i, value in enumerate(sample) if i not in trimmed[name]]
         for name, sample in scores.items()
     }
+    ranks = {
+        name: largest_rank(len(sample), rate, confidence=confidence)
+        for name, sample in kept.items()
+    }
     limits = assumed_limits(kept, rate)
     calibrated: dict[str, ClassCalibration] = {}
     for name, sample in kept.items():
-        rank = largest_rank(len(sample), rate, confidence=confidence)
+        rank = ranks[name]
         known = sorted(sample, reverse=True)
         threshold = float(known[rank - 1]) if rank else max(float(known[0]), limits[name])
         # Most scores may be equal to 0; a threshold must be above it to divide maps by.
@@ -161,6 +176,7 @@ def calibrate_classes(
             confidence=confidence,
             rank=rank or 1,
             trimmed=trimmed[name],
+            trim=trim,
             leave_one_out=leave_one_out,
         )
     return calibrated

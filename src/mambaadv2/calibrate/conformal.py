@@ -111,6 +111,16 @@ def conformal_threshold(
     return float(known[-largest_rank(len(known), rate, confidence=confidence)])
 
 
+def at_most(share: float) -> str:
+    """A bound in percent with two digits, never below it.
+
+    >>> at_most(0.03448), at_most(0.01), at_most(2 / 200)
+    ('3.5 %', '1 %', '1 %')
+    """
+    digits = 1 - math.floor(math.log10(100 * share))
+    return f"{math.ceil(100 * share * 10**digits - 1e-9) / 10**digits:g} %"
+
+
 def needed_images(rate: float, *, confidence: float | None = None) -> int:
     """The smallest number of held-out good images that can guarantee a false-alarm rate.
 

@@ -31,8 +31,19 @@ def discoveries(p_values: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
     """
     if not 0 < share < 1:
         raise ConfigError(f"share: expected a share between 0 and 1, got {share}")
-    flagged: NDArray[np.bool_] = adjusted_p_values(p_values) <= share
-    return flagged
+    return within(adjusted_p_values(p_values), share)
+
+
+def within(adjusted: ArrayLike, share: float) -> NDArray[np.bool_]:
+    """Which of `adjusted_p_values` a share reaches; equal ones are, whatever rounding says.
+
+    Many equal p-values of 1 / (n + 1) with a share of just that is how a lot of defects looks.
+
+    >>> within(adjusted_p_values([0.1, 0.1, 0.1]), 0.1).tolist()
+    [True, True, True]
+    """
+    reached: NDArray[np.bool_] = np.asarray(adjusted) <= share * (1 + 1e-12)
+    return reached
 
 
 def adjusted_p_values(p_values: ArrayLike) -> NDArray[np.float64]:

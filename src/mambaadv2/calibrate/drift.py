@@ -190,7 +190,7 @@ class DriftWatch:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> DriftWatch:
         """The watch that `to_json` described. Raises `ConfigError` for anything else."""
-        version = content.get("schema_version")
+        version = content.get("schema_version") if isinstance(content, Mapping) else None
         if version != _SCHEMA:
             raise ConfigError(
                 f"schema_version: expected {_SCHEMA}, the state of a drift watch, got {version!r}"
@@ -213,12 +213,19 @@ class DriftWatch:
                 str(name): {int(place): int(count) for place, count in counts}
                 for name, counts in content["counts"].items()
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(
                 f"state of a drift watch: missing or wrong field ({error})"
             ) from error
+        counts = [count for places in watch._counts.values() for count in places.values()]
+        if watch.seen < 0 or min(counts, default=1) < 1:
+            raise ConfigError(
+                f"seen, counts: expected numbers of images, got {watch.seen} and {counts}"
+            )
+        if watch.alarm_at is not None and not 1 <= watch.alarm_at <= watch.seen:
+            raise ConfigError(f"alarm_at: expected 1 to {watch.seen}, got {watch.alarm_at}")
         if len(watch._capitals) != len(_BETS) or not all(c >= 0 for c in watch._capitals):
             raise ConfigError(
                 f"capitals: expected {len(_BETS)} numbers >= 0, got {watch._capitals}"

@@ -4,12 +4,13 @@ Scores are divided by the mean of their class, the new image counted in its own 
 that the calibration images and the new one are treated alike and no statistic is fitted on some of
 them only (full conformal; Vovk, Gammerman and Shafer 2005, section 2.2).
 
-**Valid when** images of the classes come as often as they were held out (four classes of equal
-numbers held out, four classes seen equally often): then P(p <= a) <= a over all images together,
-for any distributions. **For one class alone** it holds nearly, when scores divided by their class's
-mean are distributed alike in all classes, and not otherwise: a class whose scores scatter more than
-the others' has more false alarms than the rate, and the others have fewer. A class's own p-value
-(`p_values`) has no such gap.
+**Valid when** the classes of the held-out images were drawn as those of the new image are, by the
+same chance each: then P(p <= a) <= a over all images together, for any distributions. With a fixed
+number held out of each class it holds nearly, the better the more there are; not with one or two.
+**For one class alone** it holds nearly, when scores divided by their class's mean are distributed
+alike in all classes, and not otherwise: a class whose scores scatter more than the others' has more
+false alarms than the rate, and the others have fewer. A class's own p-value (`p_values`) has no
+such gap.
 """
 
 from __future__ import annotations

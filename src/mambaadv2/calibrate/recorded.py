@@ -32,14 +32,21 @@ def recorded_calibration(content: Mapping[str, Any], name: str) -> ClassCalibrat
             raise ConfigError(f"calibration_images: expected a number of images, got {images!r}")
         trimmed = tuple(content["calibration_trimmed"][name])
         rate, confidence = content["false_alarm_rate"], content["false_alarm_confidence"]
+        rank = largest_rank(images - len(trimmed), rate, confidence=confidence)
+        if (kind == "conformal") != (rank > 0):
+            raise ConfigError(
+                f"calibration_kinds: {kind} contradicts {images - len(trimmed)} images for a rate "
+                f"of {rate}"
+            )
         return ClassCalibration(
             threshold=content["thresholds"][name],
             images=images,
             kind="conformal" if kind == "conformal" else "assumed",
             rate=rate,
             confidence=confidence,
-            rank=largest_rank(images - len(trimmed), rate, confidence=confidence) or 1,
+            rank=rank or 1,
             trimmed=trimmed,
+            trim=bool(content.get("calibration_trim", True)),
             leave_one_out=bool(content["leave_one_out"]),
         )
     except ConfigError as error:
