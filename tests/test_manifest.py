@@ -387,5 +387,5 @@ def test_parquet_without_pyarrow_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (folder / "parts.parquet").touch()
-    with pytest.raises(DataError, match=r"needs pyarrow.*pip install 'mambaadv2\[parquet\]'"):
+    with pytest.raises(DataError, match=r"needs pyarrow.*pip install '\.\[parquet\]'"):
         list_records(folder / "parts.parquet")
