@@ -109,16 +109,12 @@ def rules_of_dinomaly(scale: Scale) -> Contender:
 
 def _rules(protocol: str) -> Contender:
     """The few thresholds of a protocol, on the same maps and masks: what its rules alone do."""
-    from mambaadv2.metrics import Spacing, StreamingPool
+    from mambaadv2.measure import spacing_of
+    from mambaadv2.metrics import StreamingPool
     from mambaadv2.protocols import protocol_named
 
     rules, pixels = protocol_named(protocol), StreamingPool()
-    spacing = Spacing(
-        f1_steps=rules.f1_steps,
-        aupro_steps=rules.aupro_steps,
-        aupro_stretch=rules.aupro_stretch,
-        fpr_limit=rules.fpr_limit,
-    )
+    spacing = spacing_of(rules)
 
     def finish() -> Values:
         found = pixels.values(fpr_limit=rules.fpr_limit, spacing=spacing)
@@ -127,15 +123,22 @@ def _rules(protocol: str) -> Contender:
     return Contender(pixels.add, finish)
 
 
-def full_precision(scale: Scale) -> Contender:
-    from mambaadv2.metrics import image_metrics, pixel_metrics
-
+def _kept() -> tuple[list[Mask], list[Map], Callable[[Mask, Map, str], None]]:
+    """Lists of all masks and maps, and what fills them."""
     masks: list[Mask] = []
     maps: list[Map] = []
 
     def add(mask: Mask, scores: Map, key: str) -> None:
         masks.append(mask)
         maps.append(scores)
+
+    return masks, maps, add
+
+
+def full_precision(scale: Scale) -> Contender:
+    from mambaadv2.metrics import image_metrics, pixel_metrics
+
+    masks, maps, add = _kept()
 
     def finish() -> Values:
         defect = np.array([mask.any() for mask in masks])
@@ -149,12 +152,7 @@ def scikit_learn(scale: Scale) -> Contender:
     """AUROC, AP and F1max; it has no AUPRO."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-    masks: list[Mask] = []
-    maps: list[Map] = []
-
-    def add(mask: Mask, scores: Map, key: str) -> None:
-        masks.append(mask)
-        maps.append(scores)
+    masks, maps, add = _kept()
 
     def finish() -> Values:
         values: Values = {}
@@ -177,12 +175,7 @@ def threshold_loop(scale: Scale) -> Contender:
 
     Generous: theirs find the regions anew at every threshold, here they are found once.
     """
-    masks: list[Mask] = []
-    maps: list[Map] = []
-
-    def add(mask: Mask, scores: Map, key: str) -> None:
-        masks.append(mask)
-        maps.append(scores)
+    masks, maps, add = _kept()
 
     def finish() -> Values:
         every, good = np.stack(maps), ~np.stack(masks)

@@ -34,13 +34,15 @@ ARROWS: dict[str, set[str]] = {
     "data.index": {"data.layouts", "data.manifest", "data.record"},
     "memory": set(),
     "readers": {"image"},
-    "data": {"data.index", "data.record", "image", "memory", "readers"},
+    "tiles": {"image"},
+    "data": {"data.index", "data.record", "image", "memory", "readers", "tiles"},
     "protocols": set(),
     "results": {"metrics", "protocols"},
     "evaluation_file": {"metrics", "protocols", "results"},
     "compare": {"evaluation_file", "metrics", "results"},
     "published": {"evaluation_file", "results"},
-    "measure": {"metrics", "protocols", "results"},
+    "data.samples": {"data.record"},
+    "measure": {"data.samples", "metrics", "protocols", "results"},
     "report": {"compare", "image", "metrics", "results"},
     "model": {"scan"},
     "calibrate": set(),
@@ -77,7 +79,7 @@ ARROWS: dict[str, set[str]] = {
         *["resume", "runlog", "scan", "snapshot", "suspect_sheet"],
     },
     "recipes": {"data", "evaluate", "predict", "train"},
-    "suspect_sheet": {"calibrate", "checkpoint", "data", "image"},
+    "suspect_sheet": {"calibrate", "image", "tiles"},
     "thresholds": {"calibrate", "checkpoint", "evaluation_file", "modelcard", "suspect_sheet"},
     "recalibrate": {"calibrate", "checkpoint", "predict", "suspect_sheet", "thresholds"},
     "recalibrate_labelled": {
@@ -98,7 +100,7 @@ ARROWS: dict[str, set[str]] = {
         "train",
     },
 }
-LEAVES = {"__version__", "device", "errors", "files", "signals"}
+LEAVES = {"__version__", "device", "errors", "files", "names", "signals"}
 
 MAX_FILE_LINES = 420
 MAX_FUNCTION_LINES = 70

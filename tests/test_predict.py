@@ -19,12 +19,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tests.tiny_model import SIDE, TINY
 
 from mambaadv2.errors import CheckpointError, ConfigError, DataError, ImageError
 from mambaadv2.evaluate import evaluate
 from mambaadv2.fit import TrainConfig
 from mambaadv2.image import overlay, read_image, write_png
-from mambaadv2.model.config import ModelConfig
 from mambaadv2.predict import (
     Prediction,
     Predictor,
@@ -36,19 +36,7 @@ from mambaadv2.predict import (
 from mambaadv2.readers import Readers
 from mambaadv2.train import train_model
 
-SIDE = 64
 CLASSES = ("disc", "stripes")
-CONFIG = ModelConfig(
-    encoder="tf_efficientnet_lite0",
-    image_size=(SIDE, SIDE),
-    dims=(32, 16, 16),
-    modules=((1,), (1,), (1,)),
-    directions=(1, 1, 2),
-    head_dim=16,
-    state_dim=8,
-    drop_path=0.0,
-    score="whitened",
-)
 LINE = {
     *("path", "score", "p_value", "threshold", "defect", "class", "width", "height", "ms"),
     *("overlay", "threshold_kind", "n_regions", "regions"),
@@ -92,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         for i in range(12):
             write_png(good / f"{i:03d}.png", draw(kind, i))
     config = TrainConfig(epochs=15, batch_size=8, device="cpu")
-    run = train_model(data, root / "run", CONFIG, config, progress=False)
+    run = train_model(data, root / "run", TINY, config, progress=False)
     return Trained(data, run, load(run, device="cpu"))
 
 

@@ -23,31 +23,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from tests.tiny_model import SIDE, TINY
 
 from mambaadv2 import predict_folder, readers, rehearsal
 from mambaadv2.errors import CheckpointError, ConfigError, RunBusyError, WorkerError
 from mambaadv2.files import locked
 from mambaadv2.fit import TrainConfig
 from mambaadv2.image import write_png
-from mambaadv2.model.config import ModelConfig
 from mambaadv2.predict import predict_to_folder
 from mambaadv2.predict_folder import NAME_BYTES, still_to_do
 from mambaadv2.readers import Readers
 from mambaadv2.train import train_model
 
-SIDE, BATCH, PATIENCE = 64, 4, 300.0  # seconds, for a loaded machine
+BATCH, PATIENCE = 4, 300.0  # seconds, for a loaded machine
 IMAGES = 160  # enough for time to interrupt, and for processes that read
-CONFIG = ModelConfig(
-    encoder="tf_efficientnet_lite0",
-    image_size=(SIDE, SIDE),
-    dims=(32, 16, 16),
-    modules=((1,), (1,), (1,)),
-    directions=(1, 1, 2),
-    head_dim=16,
-    state_dim=8,
-    drop_path=0.0,
-    score="whitened",
-)
 
 
 def draw(seed: int) -> NDArray[np.uint8]:
@@ -82,7 +71,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     for i in range(8):
         write_png(good / f"{i}.png", draw(i))
     config = TrainConfig(epochs=1, batch_size=4, device="cpu")
-    run = train_model(root / "data", root / "run", CONFIG, config, progress=False)
+    run = train_model(root / "data", root / "run", TINY, config, progress=False)
     for i in range(13):
         write_png(images / f"{i:02d}.png", draw(100 + i))
     (images / "05.png").write_bytes(b"no image")

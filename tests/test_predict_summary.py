@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tests.tiny_model import SIDE, TINY
 
 from mambaadv2.calibrate import ColourScale, StreamWatch, adjusted_p_values, needed_images
 from mambaadv2.checkpoint import read_card
@@ -24,26 +25,14 @@ from mambaadv2.errors import ConfigError
 from mambaadv2.fit import TrainConfig
 from mambaadv2.image import read_image, write_png
 from mambaadv2.legend import legend
-from mambaadv2.model.config import ModelConfig
 from mambaadv2.predict import load, predict_to_folder
 from mambaadv2.predict_folder import MOST_REGIONS
 from mambaadv2.recalibrate import recalibrate
 from mambaadv2.summary import WATCH_DEFECTS, WATCH_DELTA
 from mambaadv2.train import train_model
 
-SIDE, BATCH, PATIENCE = 64, 8, 300.0
+BATCH, PATIENCE = 8, 300.0
 BEFORE, AFTER = 50, 50  # images of the stream, before and after the light changes
-CONFIG = ModelConfig(
-    encoder="tf_efficientnet_lite0",
-    image_size=(SIDE, SIDE),
-    dims=(32, 16, 16),
-    modules=((1,), (1,), (1,)),
-    directions=(1, 1, 2),
-    head_dim=16,
-    state_dim=8,
-    drop_path=0.0,
-    score="whitened",
-)
 
 
 def draw(seed: int, light: float = 1.0) -> NDArray[np.uint8]:
@@ -100,7 +89,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         write_png(root / "stream" / f"{i:03d}.png", draw(2000 + i, light))
     (root / "stream" / "007.png").write_bytes(b"no image")
     config = TrainConfig(epochs=15, batch_size=8, device="cpu")
-    trained = train_model(root / "data", root / "run", CONFIG, config, progress=False)
+    trained = train_model(root / "data", root / "run", TINY, config, progress=False)
     run = Path(shutil.copytree(trained, root / "calibrated"))
     recalibrate(run, [str(root / "fresh")], rate=0.05, device="cpu")
     assert predict(run, root / "stream", root / "whole", watch=True, fdr=0.1) == 1

@@ -7,28 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.tiny_model import TINY
 
 from mambaadv2.calibrate import calibrate_classes
 from mambaadv2.checkpoint import read_card
 from mambaadv2.data.index import list_records
 from mambaadv2.fit import TrainConfig
 from mambaadv2.image import read_image, write_png
-from mambaadv2.model.config import ModelConfig
 from mambaadv2.prepare import split_records
 from mambaadv2.suspect_sheet import COLUMNS, GAP, MOST, TILE, Suspect, find_suspects, write_suspects
 from mambaadv2.train import train_model
-
-CONFIG = ModelConfig(
-    encoder="tf_efficientnet_lite0",
-    image_size=(64, 64),
-    dims=(32, 16, 16),
-    modules=((1,), (1,), (1,)),
-    directions=(1, 1, 2),
-    head_dim=16,
-    state_dim=8,
-    drop_path=0.0,
-    score="whitened",
-)
 
 
 def suspect(path: Path, score: float = 3.0) -> Suspect:
@@ -93,7 +81,7 @@ def test_training_shows_a_defect_among_its_held_out_images(tmp_path: Path) -> No
     spoilt = read_image(odd)
     spoilt[16:40, 20:44] = (255, 0, 0)
     write_png(odd, spoilt)
-    train_model(tmp_path / "data", run, CONFIG, config, progress=False)
+    train_model(tmp_path / "data", run, TINY, config, progress=False)
     card, _ = read_card(run)
     assert card.calibration_trimmed["disc"] == (5,)
     sheet = read_image(run / "suspects.png").astype(int)
@@ -102,6 +90,6 @@ def test_training_shows_a_defect_among_its_held_out_images(tmp_path: Path) -> No
     assert "in suspects.png" in (run / "MODEL_CARD.md").read_text(encoding="utf-8")
     # A run without such images does not keep the picture of an earlier one.
     write_png(odd, read_image(good / "00.png"))
-    train_model(tmp_path / "data", run, CONFIG, config, progress=False)
+    train_model(tmp_path / "data", run, TINY, config, progress=False)
     assert not (run / "suspects.png").exists()
     assert "suspects" not in (run / "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mambaadv2.calibrate import ClassCalibration, recorded_calibration, threshold_sentence
 from mambaadv2.errors import CheckpointError, ConfigError
-from mambaadv2.files import write_atomically
+from mambaadv2.files import EVALUATION, SUSPECTS, write_atomically
 from mambaadv2.foreign import explain_foreign
 from mambaadv2.model.config import ModelConfig
 from mambaadv2.model.encoder import EncoderProvenance, build_encoder
@@ -31,8 +31,8 @@ from mambaadv2.model.scoring import Scorer
 SCHEMA_VERSION = 3
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 # What is written beside a model and about it.
-CALIBRATION, LABELLED, SUSPECTS = "calibration.json", "labelled.json", "suspects.png"
-MADE_OF_IT = ("evaluation.json", CALIBRATION, LABELLED, SUSPECTS, "MODEL_CARD.md")
+CALIBRATION, LABELLED = "calibration.json", "labelled.json"
+MADE_OF_IT = (EVALUATION, CALIBRATION, LABELLED, SUSPECTS, "MODEL_CARD.md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from mambaadv2.model.presets import PRESETS
 from mambaadv2.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -80,9 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train_arguments(train)
     train.set_defaults(command=_train)
 
-    check = commands.add_parser(
-        "check", help="look at a data set before training, without any model", allow_abbrev=False
-    )
+    check = add("check", help="look at a data set before training, without any model")
     _add_data(check)
     check.add_argument("--json", action="store_true", help="print JSON instead of text")
     check.add_argument(
@@ -90,13 +88,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(command=_check)
 
-    evaluate = commands.add_parser(
-        "evaluate", help="measure a run on labelled images", allow_abbrev=False
-    )
+    evaluate = add("evaluate", help="measure a run on labelled images")
     _add_evaluate_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
-    _add_comparisons(commands)
+    _add_comparisons(add)
 
     predict = add("predict", help="score images and write heat maps")
     _add_predict_arguments(predict)
@@ -264,19 +260,15 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
 
 
-def _add_comparisons(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    compare = commands.add_parser(
-        "compare", help="two evaluations: what differs, and by how much", allow_abbrev=False
-    )
+def _add_comparisons(add: Callable[..., argparse.ArgumentParser]) -> None:
+    compare = add("compare", help="two evaluations: what differs, and by how much")
     for name in ("first", "second"):
         compare.add_argument(
             name, type=Path, metavar=name.upper(), help="JSON of an evaluation, or a run folder"
         )
     compare.set_defaults(command=_compare)
 
-    results = commands.add_parser(
-        "results", help="published numbers, beside one's own run", allow_abbrev=False
-    )
+    results = add("results", help="published numbers, beside one's own run")
     results.add_argument(
         "run", nargs="?", type=Path, metavar="RUN", help="own evaluation: its JSON or run folder"
     )

@@ -136,7 +136,8 @@ def _evaluated(call: Call, model: ImageModel, progress: bool) -> Evaluation:
         layout=call.layout,
         progress=progress,
     )
-    require_same_images(call, chosen.records)
+    digest = data_sha256(chosen.records) if call.needs_digest else ""
+    require_same_images(call, chosen.records, digest)
     results = _results(call, model, chosen.records, progress)
     evaluation = Evaluation(
         classes=_with_chosen_noted(call, results, chosen.records),
@@ -145,7 +146,7 @@ def _evaluated(call: Call, model: ImageModel, progress: bool) -> Evaluation:
         protocol=call.protocol,
         resampling=call.resampling,
     )
-    _write(call, model, evaluation, chosen.records, progress)
+    _write(call, model, evaluation, digest, progress)
     return evaluation
 
 
@@ -279,13 +280,10 @@ def _write(
     call: Call,
     model: ImageModel,
     evaluation: Evaluation,
-    records: Sequence[Record],
+    digest: str,
     progress: bool,
 ) -> None:
     """Everything that was asked for, and what belongs into the run folder."""
-    if not (call.writes or call.folder is not None):
-        return
-    digest = data_sha256(records)
     if call.json_path is not None:
         write_atomically(call.json_path, evaluation_text(evaluation, digest).encode())
     if call.report is not None:

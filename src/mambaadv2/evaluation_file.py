@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambaadv2.errors import DataError, Problem
+from mambaadv2.files import EVALUATION
 from mambaadv2.metrics import Resampling, Sampled, mean_sampled
 from mambaadv2.protocols import PROTOCOLS
 from mambaadv2.results import METRICS, PIECES, SEVEN, ClassResult, Evaluation, ImageResult
@@ -61,21 +62,15 @@ def evaluation_text(
     Numbers are 0..1, null where undefined. "images" has a row of `COLUMNS` per image, a line each;
     "replicates" has per class and metric base64 of little-endian float64, NaN where undefined.
     """
-    lines: list[str] = []
-
-    def row(values: object) -> str:
-        lines.append(json.dumps(values, allow_nan=False))
-        return f"\0{len(lines) - 1}\0"
-
     content: dict[str, object] = {
         "schema": SCHEMA,
         **(more or {}),
         "data_sha256": data_sha256,
         "seconds": round(evaluation.seconds, 3),
         **evaluation.content(),
-        "columns": row(COLUMNS),
+        "columns": COLUMNS,
         "images": {
-            name: [row([getattr(image, column) for column in COLUMNS]) for image in result.images]
+            name: [[getattr(image, column) for column in COLUMNS] for image in result.images]
             for name, result in evaluation.classes.items()
         },
         "replicates": {
@@ -87,7 +82,29 @@ def evaluation_text(
             for name, result in evaluation.classes.items()
         },
     }
-    parts = json.dumps(content, indent=2, allow_nan=False).split('"\\u0000')
+    return laid_out(content)
+
+
+def laid_out(content: Mapping[str, Any], *, allow_nan: bool = False) -> str:
+    """The JSON of an evaluation as text for people: indented, but a line for each image.
+
+    allow_nan: as of `json.dumps`; for what was read and need not be an evaluation at all.
+    """
+    lines: list[str] = []
+
+    def line(values: object) -> str:
+        lines.append(json.dumps(values, allow_nan=allow_nan))
+        return f"\0{len(lines) - 1}\0"
+
+    shown = dict(content)
+    if "columns" in shown:
+        shown["columns"] = line(shown["columns"])
+    if isinstance(images := shown.get("images"), dict):
+        shown["images"] = {
+            name: [line(row) for row in rows] if isinstance(rows, list) else rows
+            for name, rows in images.items()
+        }
+    parts = json.dumps(shown, indent=2, allow_nan=allow_nan).split('"\\u0000')
     text = parts[0] + "".join(
         lines[int(number)] + rest
         for number, _, rest in (part.partition('\\u0000"') for part in parts[1:])
@@ -102,7 +119,7 @@ def read_evaluation(path: Path | str) -> Filed:
     """
     file = Path(path)
     if file.is_dir():
-        file = file / "evaluation.json"
+        file = file / EVALUATION
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -14,6 +14,10 @@ from typing import Any
 
 from mambaadv2.errors import ConfigError, DataError, RunBusyError
 
+EVALUATION, SUSPECTS = "evaluation.json", "suspects.png"
+"""In a run folder: its last evaluation, and the good images that look mislabelled. Named here,
+because what writes them and what reads them know nothing of each other."""
+
 _NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 

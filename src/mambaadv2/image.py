@@ -25,6 +25,7 @@ from mambaadv2.container import Layout, check_content, damaged, read_layout
 from mambaadv2.decode import decode
 from mambaadv2.errors import ConfigError, ImageError
 from mambaadv2.heat import colour_map, outline, overlay, require_rgb
+from mambaadv2.names import printable
 
 __all__ = [
     "ImageHeader",
@@ -208,9 +209,8 @@ def _decode(path: str | PathLike[str], limits: Limits | None) -> tuple[Layout, N
 @contextlib.contextmanager
 def _named(path: str | PathLike[str]) -> Iterator[None]:
     """Turn what is raised inside into an `ImageError` that begins with the file's name."""
-    name = os.fsdecode(path)
     # Names may hold line breaks, or bytes that are no text at all.
-    name = name if name.isprintable() else repr(name)[1:-1]
+    name = printable(os.fsdecode(path))
     try:
         yield
     except ImageError as error:

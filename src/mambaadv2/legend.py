@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mambaadv2.calibrate import ColourScale
 from mambaadv2.image import overlay
+from mambaadv2.names import printable
 
 WIDTH, BAR, ROW, MARGIN, TITLE = 640, 22, 78, 24, 56  # pixels
 _PAPER, _INK, _GREY = (255, 255, 255), (40, 40, 40), 128
@@ -36,8 +37,7 @@ def legend(scale: ColourScale, marks: Mapping[str, Marks]) -> NDArray[np.uint8]:
     )
     for row, (name, own) in enumerate(marks.items()):
         top = TITLE + ROW * row
-        shown = name if name.isprintable() else repr(name)[1:-1]
-        draw.text((MARGIN, top), shown, fill=_INK, font=ImageFont.load_default(14))
+        draw.text((MARGIN, top), printable(name), fill=_INK, font=ImageFont.load_default(14))
         page.paste(bar, (MARGIN, top + 20))
         _mark(draw, scale, own, top + 20)
     return np.asarray(page)

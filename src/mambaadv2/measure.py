@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mambaadv2.data.samples import worst_views
 from mambaadv2.errors import UndefinedMetricError
 from mambaadv2.metrics import (
     ImagePool,
@@ -73,6 +74,18 @@ def class_metrics(
     return found.result()
 
 
+def spacing_of(protocol: Protocol) -> Spacing | None:
+    """Which metrics have few thresholds by a protocol; None where none has."""
+    if protocol.f1_steps is None and protocol.aupro_steps is None:
+        return None
+    return Spacing(
+        f1_steps=protocol.f1_steps,
+        aupro_steps=protocol.aupro_steps,
+        aupro_stretch=protocol.aupro_stretch,
+        fpr_limit=protocol.fpr_limit,
+    )
+
+
 class ClassMeasure:
     """Takes in the images of one class and gives their metrics by a protocol.
 
@@ -122,15 +135,11 @@ class ClassMeasure:
         """The image metrics of pieces too, where several images show one."""
         if any(image.sample is None for image in self._images):
             return result
-        highest: dict[str, tuple[bool, float]] = {}
-        for image in self._images:
-            assert image.sample is not None
-            defect, score = highest.get(image.sample, (False, -math.inf))
-            highest[image.sample] = (defect or image.defect, max(score, image.ranking))
-        if len(highest) == len(self._images):
+        pieces = worst_views((i.sample, i.defect, i.ranking) for i in self._images)
+        if len(pieces) == len(self._images):
             return result
         pool = ImagePool()
-        for piece, (defect, score) in highest.items():
+        for piece, (defect, score) in pieces.items():
             pool.add(defect, score, f"{piece}\0piece")
         try:
             found = pool.metrics()
@@ -141,31 +150,25 @@ class ClassMeasure:
         sampled = {} if self.resampling is None else pool.sampled(self.resampling)
         return dataclasses.replace(
             result,
-            samples={"n": len(highest)}
+            samples={"n": len(pieces)}
             | {metric: float(getattr(found, name)) for name, metric in names.items()},
             sampled_pieces={metric: sampled[name] for name, metric in names.items() if sampled},
         )
 
     def _add_pixels(self, found: _Found, pool: StreamingPool) -> None:
-        rules = self.protocol
-        spacing = None
-        if rules.f1_steps is not None or rules.aupro_steps is not None:
-            spacing = Spacing(
-                f1_steps=rules.f1_steps,
-                aupro_steps=rules.aupro_steps,
-                aupro_stretch=rules.aupro_stretch,
-                fpr_limit=rules.fpr_limit,
-            )
+        limit, spacing = self.protocol.fpr_limit, spacing_of(self.protocol)
         try:
-            pixel = pool.metrics(fpr_limit=rules.fpr_limit)
+            pixel = pool.metrics(fpr_limit=limit)
         except UndefinedMetricError:
             found.notes.append(_NO_PIXELS)
             return
-        values = {} if spacing is None else pool.spaced(spacing)
+        values = pixel.values()
+        if spacing is not None:
+            values |= pool.spaced(spacing)
         found.take_pixel(pixel, values)
         found.grid_bound = pixel.bounds.widest
         if self.resampling is not None and found.n_defect >= LEAST:
-            sampled = pool.sampled(fpr_limit=rules.fpr_limit, spacing=spacing)
+            sampled = pool.sampled(fpr_limit=limit, spacing=spacing, values=values)
             found.take_sampled(sampled, _PIXEL)
 
 
@@ -215,7 +218,7 @@ class _Found:
     def take_pixel(
         self, pixel: PixelMetrics | StreamedMetrics, values: Mapping[str, float]
     ) -> None:
-        """values: of metrics that the protocol defines otherwise than `pixel` does."""
+        """values: of metrics that the protocol may define otherwise than `pixel` does."""
         for name, metric in _PIXEL.items():
             value = values.get(name, getattr(pixel, name))
             if math.isnan(value):
@@ -232,6 +235,7 @@ class _Found:
                 self.sampled[metric] = found[name]
 
     def result(self, images: tuple[ImageResult, ...] = ()) -> ClassResult:
+        """The class with mAD, which needs all seven; images: every one, where they are kept."""
         seven = [self.metrics[name] for name in SEVEN]
         known = [value for value in seven if value is not None]
         self.metrics["mad"] = math.fsum(known) / 7 if len(known) == 7 else None

@@ -21,11 +21,10 @@ from mambaadv2.calibrate import (
 )
 from mambaadv2.errors import CheckpointError, ConfigError
 from mambaadv2.evaluation_file import REPLACED
-from mambaadv2.files import read_json_object, write_atomically
+from mambaadv2.files import EVALUATION, SUSPECTS, read_json_object, write_atomically
 from mambaadv2.markdown import escape, table
 
-MODEL_CARD, EVALUATION = "MODEL_CARD.md", "evaluation.json"
-SUSPECTS = "suspects.png"
+MODEL_CARD = "MODEL_CARD.md"
 
 UNKNOWN = "not recorded"
 _STRIDES = (32, 16, 8, 4)  # of the stages in `dims`; all but the first are compared

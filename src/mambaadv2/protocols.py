@@ -14,12 +14,12 @@ and its map.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from mambaadv2.errors import ConfigError
+from mambaadv2.names import did_you_mean
 
 Name = Literal["exact", "ader", "dinomaly"]
 MaskRule = Literal["as drawn", "bilinear > 0.5", "nearest > 0"]
@@ -109,8 +109,7 @@ def protocol_named(name: str) -> Protocol:
     (256, 256)
     """
     if name not in PROTOCOLS:
-        close = difflib.get_close_matches(str(name), PROTOCOLS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(name, PROTOCOLS)
         raise ConfigError(f"protocol: expected {', '.join(PROTOCOLS)}, got {name!r}{hint}")
     return PROTOCOLS[name]
 

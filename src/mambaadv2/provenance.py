@@ -16,14 +16,12 @@ from mambaadv2.checkpoint import CALIBRATION, LABELLED, ModelCard, read_card
 from mambaadv2.data.record import Record
 from mambaadv2.errors import ConfigError, DataError
 from mambaadv2.evaluation_file import Filed, evaluation_text, read_evaluation
-from mambaadv2.files import file_sha256, read_json_object, write_atomically
+from mambaadv2.files import EVALUATION, file_sha256, read_json_object, write_atomically
 from mambaadv2.metrics import Resampling
 from mambaadv2.predict import ImageModel, Predictor
 from mambaadv2.protocols import EXACT, Protocol
 from mambaadv2.report import Facts
 from mambaadv2.results import LEVEL, Evaluation
-
-EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +48,11 @@ class Call:
     def writes(self) -> bool:
         """Whether a file of every image was asked for."""
         return self.json_path is not None or self.report is not None
+
+    @property
+    def needs_digest(self) -> bool:
+        """Whether the hash of the test files will be said or compared."""
+        return self.writes or self.folder is not None
 
     def named(self) -> str:
         """The report's title: the one asked for, else the run's name."""
@@ -127,15 +130,14 @@ def read_against(
     return filed
 
 
-def require_same_images(call: Call, records: Sequence[Record]) -> None:
+def require_same_images(call: Call, records: Sequence[Record], digest: str) -> None:
     """Raise `ConfigError` unless the evaluation to compare with is of these images.
 
-    Their names count too, since images are drawn again by them.
+    digest: from `data_sha256`. Their names count too, since images are drawn again by them.
     """
     if call.against is None:
         return
     path, advice = call.against.path, "evaluate both runs on the same data set and folder"
-    digest = data_sha256(records)
     if call.against.data_sha256 != digest:
         raise ConfigError(
             f"against: expected an evaluation of the same test files, {path} has SHA-256 "

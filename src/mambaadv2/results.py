@@ -184,7 +184,27 @@ class Evaluation:
     @property
     def images(self) -> int:
         """Images evaluated."""
-        return sum(result.n_good + result.n_defect for result in self.classes.values())
+        return self.n_good + self.n_defect
+
+    @property
+    def n_good(self) -> int:
+        """Good test images of all classes."""
+        return sum(result.n_good for result in self.classes.values())
+
+    @property
+    def n_defect(self) -> int:
+        """Test images with a defect of all classes."""
+        return sum(result.n_defect for result in self.classes.values())
+
+    @property
+    def n_flagged(self) -> int:
+        """Good images that the model called a defect, of all classes."""
+        return sum(result.n_flagged for result in self.classes.values())
+
+    @property
+    def n_found(self) -> int:
+        """Defects that the model called a defect, of all classes."""
+        return sum(result.n_found for result in self.classes.values())
 
     @property
     def mean(self) -> dict[str, float | None]:
@@ -244,33 +264,28 @@ class Evaluation:
             rows.append(_row(marked, result.metrics, result.n_good, result.n_defect))
             if self.resampling is not None:
                 rows.append(_interval_row(result.interval))
-        n_good = sum(result.n_good for result in self.classes.values())
-        rows.append(_row("mean", self.mean, n_good, self.images - n_good))
+        rows.append(_row("mean", self.mean, self.n_good, self.n_defect))
         if self.resampling is not None:
             rows.append(_interval_row(self.interval))
-        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
         lines = [f"Protocol {self.protocol.name}, in percent", ""]
         if self.resampling is not None:
             lines[0] += f"; below each number its {100 * LEVEL:.0f} % interval over images"
-        for name, *cells in rows:
-            padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-            lines.append("  ".join((name.ljust(widths[0]), *padded)).rstrip())
-        lines += ["", *self.footnotes(), *self._samples(), *self._decisions()]
+        lines += [*aligned(rows), "", *self.footnotes(), *self.pieces(), *self._decisions()]
         lines += [self.protocol.line(), *_skipped_lines(self.skipped)]
         lines.append(f"{self.images} images in {self.seconds:.1f} s")
         return "\n".join(lines)
 
-    def _samples(self) -> list[str]:
-        """The metrics of pieces, where several images show one."""
+    def pieces(self, to: str = "-") -> list[str]:
+        """The metrics of pieces, for classes where several images show one; to: as of `ends`."""
         lines = []
         for name, result in self.classes.items():
             if not result.samples:
                 continue
             parts = []
             for metric, heading in PIECES.items():
-                ends = percents(interval_of(result.sampled_pieces.get(metric)))
-                within = "" if ends == "-" else f" ({ends})"
-                parts.append(f"{heading} {100 * result.samples[metric]:.1f}{within}")
+                within = ends(interval_of(result.sampled_pieces.get(metric)), to)
+                value = f"{heading} {100 * result.samples[metric]:.1f}"
+                parts.append(f"{value} ({within})" if within else value)
             lines.append(
                 f"{name}: over {result.samples['n']:.0f} pieces, the highest of each one's views: "
                 f"{', '.join(parts)}"
@@ -313,9 +328,24 @@ def interval_of(sampled: Sampled | None) -> Interval | None:
     return None if found is None or math.isnan(found.low) else found
 
 
-def percents(interval: Interval | None) -> str:
-    """Both ends in percent with one decimal, a dash where there is no interval."""
-    return "-" if interval is None else f"{100 * interval.low:.1f}-{100 * interval.high:.1f}"
+def ends(interval: Interval | None, to: str = "-") -> str:
+    """Both ends in percent with one decimal, `to` between; empty where there is no interval."""
+    return "" if interval is None else f"{100 * interval.low:.1f}{to}{100 * interval.high:.1f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: the first column to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *cells in rows:
+        padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join((first.ljust(widths[0]), *padded)).rstrip())
+    return lines
+
+
+def interval_cells(interval: Callable[[str], Interval | None]) -> list[str]:
+    """The intervals of `METRICS` for below a row, a dash where there is none."""
+    return [ends(interval(metric)) or "-" for metric in METRICS]
 
 
 def json_text(content: Mapping[str, object]) -> str:
@@ -358,7 +388,7 @@ def _row(name: str, metrics: Mapping[str, float | None], n_good: int, n_defect: 
 
 
 def _interval_row(interval: Callable[[str], Interval | None]) -> list[str]:
-    return ["", *(percents(interval(metric)) for metric in METRICS), "", ""]
+    return ["", *interval_cells(interval), "", ""]
 
 
 def _skipped_lines(skipped: Sequence[Problem], most: int = 10) -> list[str]:

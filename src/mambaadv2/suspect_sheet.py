@@ -9,21 +9,21 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from mambaadv2.calibrate import ClassCalibration, p_values
-from mambaadv2.checkpoint import SUSPECTS
-from mambaadv2.data.check import printable
 from mambaadv2.errors import ImageError
-from mambaadv2.files import write_atomically
-from mambaadv2.image import png_bytes, read_image, resize_image
+from mambaadv2.files import SUSPECTS, write_atomically
+from mambaadv2.image import png_bytes, read_image
+from mambaadv2.names import printable
+from mambaadv2.tiles import PAPER, Pixels, draw_tile, fitted, write_line
 
 TILE, LINE, GAP, COLUMNS = 220, 18, 10, 5
 """Pixels: side of a thumbnail, height of a line of text, space between; thumbnails in a row."""
 MOST = 200
 """Thumbnails on the sheet: the first ones."""
 
-_PAPER, _INK, _BLANK = (255, 255, 255), (40, 40, 40), (232, 232, 232)
+TEXT = 13  # size of the text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +82,15 @@ def _sheet(suspects: Sequence[Suspect]) -> NDArray[np.uint8]:
     title += f", of which {MOST} are shown" if len(suspects) > MOST else ""
     # Wide enough for the title over a single image.
     size = (max(2, columns) * cell[0] + GAP, ceil(len(shown) / columns) * cell[1] + 2 * LINE + GAP)
-    page = Image.new("RGB", size, _PAPER)
+    page = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(page)
-    _write(draw, (GAP, GAP), title, size[0] - 2 * GAP)
+    write_line(draw, (GAP, GAP), title, size[0] - 2 * GAP, TEXT)
     for index, suspect in enumerate(shown):
         x = (index % columns) * cell[0] + GAP
         y = (index // columns) * cell[1] + 2 * LINE + GAP
-        tile = _thumbnail(suspect.path)
-        if tile is None:
-            draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), fill=_BLANK)
-        else:
-            page.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
+        draw_tile(page, (x, y), _thumbnail(suspect.path), TILE)
         for number, text in enumerate(_words(suspect)):
-            _write(draw, (x, y + TILE + 2 + number * LINE), text, TILE)
+            write_line(draw, (x, y + TILE + 2 + number * LINE), text, TILE, TEXT)
     return np.asarray(page)
 
 
@@ -104,21 +100,8 @@ def _words(suspect: Suspect) -> Iterator[str]:
     yield f"score {suspect.score:.4g}, p-value {suspect.p_value:.2g}"
 
 
-def _thumbnail(path: Path) -> Image.Image | None:
+def _thumbnail(path: Path) -> Pixels | None:
     try:
-        image = read_image(path)
+        return fitted(read_image(path), TILE)
     except ImageError:
         return None
-    height, width = image.shape[:2]
-    scale = TILE / max(height, width)
-    small = resize_image(image, (max(1, round(height * scale)), max(1, round(width * scale))))
-    return Image.fromarray(small)
-
-
-def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
-    """A line, its middle left out where it is too wide: names differ at the end."""
-    font, keep, shown = ImageFont.load_default(13), len(text), text
-    while keep > 1 and draw.textlength(shown, font=font) > width:
-        keep -= 1
-        shown = f"{text[: keep // 3]}…{text[len(text) - (keep - keep // 3) :]}"
-    draw.text(place, shown, fill=_INK, font=font)

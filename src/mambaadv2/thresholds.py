@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambaadv2.calibrate import colour_scale
-from mambaadv2.checkpoint import CALIBRATION, LABELLED, SUSPECTS, ModelCard, write_card
+from mambaadv2.checkpoint import CALIBRATION, LABELLED, ModelCard, write_card
 from mambaadv2.errors import DataError
-from mambaadv2.evaluation_file import REPLACED
+from mambaadv2.evaluation_file import REPLACED, laid_out
 from mambaadv2.files import (
+    EVALUATION,
+    SUSPECTS,
     file_sha256,
     locked,
     read_json_object,
@@ -23,7 +24,7 @@ from mambaadv2.files import (
     write_atomically,
     writing_to,
 )
-from mambaadv2.modelcard import EVALUATION, write_model_card
+from mambaadv2.modelcard import write_model_card
 from mambaadv2.suspect_sheet import Suspect, write_suspects
 
 COUNTED = frozenset({"n_flagged", "n_found"})  # of evaluation.json, at the thresholds of its day
@@ -106,21 +107,9 @@ def _begin(folder: Path) -> None:
 def _remove_counts(path: Path) -> None:
     """Take out of an evaluation what was counted at a threshold; the rest does not depend on it."""
     content = read_json_object(path)
-    if not content:
-        return
-    text = path.read_text(encoding="utf-8")
-    # By lines, which keeps a line per image; whatever else the file is, its values decide.
-    text = re.sub(rf'^ *"({"|".join(sorted(COUNTED))})": \d+,\n', "", text, flags=re.MULTILINE)
-    text = re.sub(r"\A\{\n", f'{{\n  "{REPLACED}": true,\n', text)
-    wanted = {**_without_counts(content), REPLACED: True}
-    try:
-        same = json.loads(text) == wanted
-    except ValueError:
-        same = False
-    if same:
+    if content:
+        text = laid_out({REPLACED: True, **_without_counts(content)}, allow_nan=True)
         write_atomically(path, text.encode())
-    else:
-        _write_json(path, wanted)
 
 
 def _without_counts(content: Any) -> Any:

@@ -13,6 +13,7 @@ from tests.data_layouts.trees import (
     TREES,
     btad,
     draw,
+    messages,
     mvtec,
     mvtec_3d,
     mvtec_ad2,
@@ -40,10 +41,6 @@ def short(listing: Listing, root: Path) -> list[tuple[str, str, str, list[str]]]
         )
         for record in listing.records
     ]
-
-
-def messages(listing: Listing) -> list[str]:
-    return [problem.message for problem in listing.problems]
 
 
 def test_mvtec_ad_2(tmp_path: Path) -> None:

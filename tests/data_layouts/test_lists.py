@@ -7,24 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data_layouts.trees import ader, ader_content, coco_ad, draw, real_iad, visa, write
+from tests.data_layouts.trees import (
+    ader,
+    ader_content,
+    coco_ad,
+    draw,
+    messages,
+    real_iad,
+    short,
+    visa,
+    write,
+)
 
 from mambaadv2.data.index import list_records
-from mambaadv2.data.record import Listing
 from mambaadv2.data.samples import by_sample
 from mambaadv2.errors import DataError
-
-
-def short(listing: Listing) -> list[tuple[str, str, str, str | None]]:
-    """(split, label, image's name, mask's name) of every record."""
-    return [
-        (r.split, r.defect_type, r.path.name, r.mask.name if r.mask else None)
-        for r in listing.records
-    ]
-
-
-def messages(listing: Listing) -> list[str]:
-    return [problem.message for problem in listing.problems]
 
 
 def test_visa(tmp_path: Path) -> None:

@@ -21,26 +21,15 @@ from tests.data_layouts.trees import (
     kolektor,
     lookout,
     lookout_line,
+    messages,
+    short,
     write,
 )
 
 from mambaadv2.data.index import list_records
-from mambaadv2.data.record import Listing
 from mambaadv2.data.verify import read_masks, usable_records
 from mambaadv2.errors import DataError
 from mambaadv2.image import write_png
-
-
-def short(listing: Listing) -> list[tuple[str, str, str, str | None]]:
-    """(split, label, image's name, mask's name) of every record."""
-    return [
-        (r.split, r.defect_type, r.path.name, r.mask.name if r.mask else None)
-        for r in listing.records
-    ]
-
-
-def messages(listing: Listing) -> list[str]:
-    return [problem.message for problem in listing.problems]
 
 
 def test_kolektor_takes_labels_from_masks(tmp_path: Path) -> None:

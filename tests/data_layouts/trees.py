@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mambaadv2.data.record import Listing
 from mambaadv2.image import write_png
 
 IMAGE = np.full((3, 4, 3), 90, np.uint8)
@@ -18,6 +19,18 @@ EMPTY = np.zeros((3, 4), np.uint8)
 # White around one green pixel, as Lookout for Vision has it.
 COLOURED = np.full((3, 4, 3), 255, np.uint8)
 COLOURED[2, 0] = (44, 160, 44)
+
+
+def short(listing: Listing) -> list[tuple[str, str, str, str | None]]:
+    """(split, label, image's name, mask's name) of every record."""
+    return [
+        (r.split, r.defect_type, r.path.name, r.mask.name if r.mask else None)
+        for r in listing.records
+    ]
+
+
+def messages(listing: Listing) -> list[str]:
+    return [problem.message for problem in listing.problems]
 
 
 def draw(root: Path, *names: str) -> None:

@@ -18,6 +18,7 @@ from mambaadv2.data.index import list_records
 from mambaadv2.data.record import GOOD, Listing, Record
 from mambaadv2.data.verify import in_threads
 from mambaadv2.errors import Problem
+from mambaadv2.names import printable
 
 _SEVERITIES = ("error", "warning", "note")
 _LINES = 5
@@ -150,11 +151,6 @@ def check_data(
         findings=tuple(sorted(findings, key=_order)),
         listing=listing,
     )
-
-
-def printable(name: str) -> str:
-    """Return a file's or class's name as one line of text, whatever bytes it is made of."""
-    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def _of_class(name: str, facts: Sequence[Facts], data: Path) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from mambaadv2.errors import DataError, Problem
+from mambaadv2.names import did_you_mean
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """File name endings taken for images, in lower case; any case matches."""
@@ -154,8 +154,7 @@ def chosen_classes(root: Path, found: Iterable[str], names: Sequence[str] | None
         raise DataError(f"classes: expected a list of one or more class names, got {names!r}")
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(name, known, cutoff=0.5)
             raise DataError(f"{root}: no class {name!r}{hint}; found {', '.join(known)}")
     return sorted(set(names))
 

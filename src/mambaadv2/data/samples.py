@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mambaadv2.data.record import Record
+
+Piece = TypeVar("Piece", bound=Hashable)
 
 
 def by_sample(
@@ -30,12 +34,24 @@ def by_sample(
     """
     if len(scores) != len(records):
         raise ValueError(f"scores: expected {len(records)} scores, got {len(scores)}")
-    labels: dict[tuple[str, str], bool] = {}
-    worst: dict[tuple[str, str], float] = {}
-    for record, score in zip(records, scores, strict=True):
+    for record in records:
         if record.sample is None:
             raise ValueError(f"{record.path}: expected a record with a sample, found none")
-        piece = (record.class_name, record.sample)
-        labels[piece] = labels.get(piece, False) or record.defect
-        worst[piece] = max(worst.get(piece, -np.inf), float(score))
-    return np.array(list(labels.values()), np.bool_), np.array(list(worst.values()))
+    pieces = worst_views(
+        ((record.class_name, record.sample), record.defect, float(score))
+        for record, score in zip(records, scores, strict=True)
+    ).values()
+    labels = np.array([defect for defect, _ in pieces], np.bool_)
+    return labels, np.array([score for _, score in pieces])
+
+
+def worst_views(views: Iterable[tuple[Piece, bool, float]]) -> dict[Piece, tuple[bool, float]]:
+    """Whether each piece is a defect, and its score, in the order of the first views.
+
+    views: piece, whether the view shows a defect, score. The rule is that of `by_sample`.
+    """
+    pieces: dict[Piece, tuple[bool, float]] = {}
+    for piece, defect, score in views:
+        known, highest = pieces.get(piece, (False, -math.inf))
+        pieces[piece] = (known or defect, max(highest, score))
+    return pieces

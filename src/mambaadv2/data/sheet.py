@@ -10,23 +10,23 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from mambaadv2.data.check import DataReport, printable
+from mambaadv2.data.check import DataReport
 from mambaadv2.data.record import Record
 from mambaadv2.data.verify import in_threads, read_record
 from mambaadv2.errors import ImageError, Problem
 from mambaadv2.files import writing_to
-from mambaadv2.image import outline, read_image, resize_image, write_png
+from mambaadv2.image import outline, read_image, write_png
+from mambaadv2.names import printable
+from mambaadv2.tiles import PAPER, Pixels, draw_tile, fitted, write_line
 
 TILE, LABEL, GAP, TITLE = 144, 18, 8, 34
 """Pixels: side of a thumbnail, height of its label, space between, height of the title."""
 COLUMNS, MOST = 10, 200
 """A sheet has at most MOST images: the marked ones first, then some of the rest, evenly."""
 
-_PAPER, _INK, _MARK, _BLANK = (255, 255, 255), (40, 40, 40), (205, 30, 30), (232, 232, 232)
-_OUTLINE = (0, 255, 160)
+_MARK, _OUTLINE = (205, 30, 30), (0, 255, 160)
 
 # Kind of finding -> the word on the thumbnail.
 _MARKS = {
@@ -46,8 +46,6 @@ _MARKS = {
     "near_copies_in_train": "near copy",
     "near_copies_in_test": "near copy",
 }
-
-Pixels = NDArray[np.uint8]
 
 
 def write_sheets(
@@ -118,14 +116,12 @@ def _thumbnail(record: Record) -> Pixels | None:
             return None
     else:
         image, mask = answer
-    height, width = image.shape[:2]
-    scale = TILE / max(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    small = resize_image(image, size)
+    small = fitted(image, TILE)
     if mask is not None:
         # Any part of a defect counts, or small ones would vanish in the shrinking.
+        scale = TILE / max(mask.shape)
         grey = Image.fromarray(mask.astype(np.uint8) * 255).reduce(max(1, int(1 / scale)))
-        shrunk = np.array(grey.resize((size[1], size[0]), Image.Resampling.BILINEAR)) > 0
+        shrunk = np.array(grey.resize(small.shape[1::-1], Image.Resampling.BILINEAR)) > 0
         small = outline(small, shrunk, colour=_OUTLINE, width=1)
     return small
 
@@ -139,40 +135,17 @@ def _sheet(
     cell = (TILE + GAP, TILE + GAP + LABEL * (2 if any(words) else 1))
     # Wide enough for a title over a single image.
     size = (max(columns, 3) * cell[0] + GAP, rows * cell[1] + TITLE + GAP)
-    page = Image.new("RGB", size, _PAPER)
+    page = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(page)
-    _write(draw, (GAP, GAP), title, size[0] - 2 * GAP, 16, _INK)
+    write_line(draw, (GAP, GAP), title, size[0] - 2 * GAP, 16)
     for index, (record, mark, tile) in enumerate(zip(records, words, tiles, strict=True)):
         x, y = (index % columns) * cell[0] + GAP, (index // columns) * cell[1] + TITLE
-        if tile is None:
-            draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), fill=_BLANK)
-        else:
-            height, width = tile.shape[:2]
-            place = (x + (TILE - width) // 2, y + (TILE - height) // 2)
-            page.paste(Image.fromarray(tile), place)
+        draw_tile(page, (x, y), tile, TILE)
         if mark:
             draw.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=_MARK, width=3)
-            _write(draw, (x, y + TILE + LABEL), mark, TILE, 12, _MARK)
-        _write(draw, (x, y + TILE + 3), printable(record.path.stem), TILE, 12, _INK)
+            write_line(draw, (x, y + TILE + LABEL), mark, TILE, 12, _MARK)
+        write_line(draw, (x, y + TILE + 3), printable(record.path.stem), TILE, 12)
     return np.asarray(page)
-
-
-def _write(
-    draw: ImageDraw.ImageDraw,
-    place: tuple[int, int],
-    text: str,
-    width: int,
-    size: int,
-    colour: tuple[int, int, int],
-) -> None:
-    """Write a line, its middle left out where it is too wide: names differ at the end."""
-    font = ImageFont.load_default(size)
-    keep = len(text)
-    shown = text
-    while keep > 1 and draw.textlength(shown, font=font) > width:
-        keep -= 1
-        shown = f"{text[: keep // 3]}…{text[len(text) - (keep - keep // 3) :]}"
-    draw.text(place, shown, fill=colour, font=font)
 
 
 def _file_name(parts: Sequence[str], written: Sequence[Path]) -> str:

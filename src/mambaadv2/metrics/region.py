@@ -67,11 +67,6 @@ class PixelPool:
         self._sizes = np.empty(n_marked, dtype=np.int32)  # of each defect pixel's region
         self._n_good = self._n_defect = self._n_regions = self._added = 0
 
-    @staticmethod
-    def bytes_for(n_pixels: int, n_marked: int) -> int:
-        """Memory of a pool of float32 maps, at most; metrics take no more than a few MB besides."""
-        return 4 * n_pixels + 4 * n_marked
-
     def add(self, mask: NDArray[np.bool_], scores: NDArray[np.floating]) -> None:
         """Take in one image: mask (H, W), all False where it is good, and map (H, W).
 

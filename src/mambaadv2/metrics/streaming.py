@@ -12,6 +12,7 @@ mean size of the regions times 2^-40, is in its bounds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +57,10 @@ class StreamedMetrics:
     roc: Curve = field(repr=False)
     """As in `PixelMetrics`."""
     precision_recall: Curve = field(repr=False)
+
+    def values(self) -> dict[str, float]:
+        """The metrics by their names here, without thresholds, bounds and curves."""
+        return {name: float(getattr(self, name)) for name in NAMES}
 
 
 class StreamingPool:
@@ -196,8 +201,7 @@ class StreamingPool:
 
         NaN where few thresholds leave one undefined. Raises as `metrics`.
         """
-        found = self.metrics(fpr_limit=fpr_limit)
-        values = {name: float(getattr(found, name)) for name in NAMES}
+        values = self.metrics(fpr_limit=fpr_limit).values()
         return values if spacing is None else values | self.spaced(spacing)
 
     def spaced(self, spacing: Spacing) -> dict[str, float]:
@@ -211,9 +215,15 @@ class StreamingPool:
         return {name: float(row[0]) for name, row in found.items()}
 
     def sampled(
-        self, *, fpr_limit: float = FPR_LIMIT, spacing: Spacing | None = None
+        self,
+        *,
+        fpr_limit: float = FPR_LIMIT,
+        spacing: Spacing | None = None,
+        values: Mapping[str, float] | None = None,
     ) -> dict[str, Sampled]:
         """Each of `values` with its replicates.
+
+        values: what that method gave for the same arguments, where it is known.
 
         Replicates are counted on a coarser grid and moved so that the whole has its exact value;
         `PixelReplicates.resolution` tells by how much. Raises `ValueError` without `resampling`,
@@ -221,7 +231,8 @@ class StreamingPool:
         """
         if self.replicates is None:
             raise ValueError("this pool has no resampling: StreamingPool(resampling=Resampling())")
-        values = self.values(fpr_limit=fpr_limit, spacing=spacing)
+        if values is None:
+            values = self.values(fpr_limit=fpr_limit, spacing=spacing)
         return self.replicates.sampled(values, fpr_limit, spacing)
 
     def _steps(self) -> Steps:

@@ -8,13 +8,14 @@ where they are not known. Sources differ in preprocessing and training, as their
 from __future__ import annotations
 
 import csv
-import difflib
 from dataclasses import dataclass
 from importlib.resources import files
 
 from mambaadv2.errors import ConfigError, DataError
 from mambaadv2.evaluation_file import Filed
-from mambaadv2.results import HEADINGS, LEVEL, METRICS, SEVEN, percents
+from mambaadv2.files import EVALUATION
+from mambaadv2.names import did_you_mean
+from mambaadv2.results import HEADINGS, LEVEL, METRICS, SEVEN, aligned, interval_cells
 
 DATASETS = {
     "mvtec": ("MVTec AD", 15),
@@ -125,11 +126,8 @@ def _block(name: str, protocol: str, rows: list[Published], own: Filed | None) -
         cells = ["-" if value is None else f"{value:.1f}" for value in values]
         epochs = "-" if row.epochs is None else str(row.epochs)
         table.append([row.method, epochs, *cells, f"[{sources.index(row.source) + 1}]"])
-    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     lines = [f"{name}, one model for all classes, protocol {protocol}, in percent", ""]
-    for first, *cells in table:
-        padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append("  ".join((first.ljust(widths[0]), *padded)).rstrip())
+    lines += aligned(table)
     notes += [
         f"{row.method}, {row.epochs} epochs: mAD as published; the mean of its seven is "
         f"{row.own_mean:.1f}."
@@ -147,8 +145,7 @@ def _own_rows(own: Filed, count: int) -> list[list[str]]:
     have = f"{len(evaluation.classes)} of {count} classes"
     rows = [[f"this run: {_short(own)}, {have}", "-", *cells, "-"]]
     if evaluation.resampling is not None:
-        intervals = (evaluation.interval(metric) for metric in METRICS)
-        rows.append(["", "", *map(percents, intervals), ""])
+        rows.append(["", "", *interval_cells(evaluation.interval), ""])
     return rows
 
 
@@ -163,13 +160,12 @@ def _own_notes(name: str, own: Filed, count: int) -> list[str]:
 
 
 def _short(own: Filed) -> str:
-    return own.path.parent.name if own.path.name == "evaluation.json" else own.path.stem
+    return own.path.parent.name if own.path.name == EVALUATION else own.path.stem
 
 
 def _table_name(dataset: str) -> str:
     if dataset not in DATASETS:
-        close = difflib.get_close_matches(str(dataset).lower(), DATASETS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(str(dataset).lower(), DATASETS)
         raise ConfigError(f"dataset: expected {', '.join(DATASETS)}, got {dataset!r}{hint}")
     return DATASETS[dataset][0]
 

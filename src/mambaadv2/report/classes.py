@@ -40,13 +40,12 @@ def section(
     name: str, result: ClassResult, facts: Facts, anchor: str, other: Curves | None = None
 ) -> str:
     """One class; `anchor` is the id of its heading, `other` the image curves of another run."""
-    held = {each: len(scores) for each, scores in facts.held_out.items()}
     parts = [
         f'<h2 id="{anchor}">{escape(name)}</h2>',
         f"<p>{_numbers(result)} {_threshold(name, facts)}</p>",
         "<div class=charts>",
         _scores(name, result, facts),
-        calibration(result.images, held),
+        calibration(result.images, facts.ranked_among),
         *_curves(result, facts.against, other),
         f"<div>{size_chart(result.images)}</div>",
         f"<div>{_kinds(name, result)}{size_table(result.images)}</div>",

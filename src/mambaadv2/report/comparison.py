@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from mambaadv2.compare import Difference, differences
@@ -78,8 +78,8 @@ def _table(
         _run_row(escape(name), against),
         _difference_row(
             "difference",
-            _counts(evaluation.classes.values()),
-            _counts(against.classes.values()),
+            evaluation,
+            against,
             [found.get((None, metric)) for metric in ORDER],
             " class=mean",
         ),
@@ -88,8 +88,8 @@ def _table(
         rows += [
             _difference_row(
                 f'<a href="#{anchor(each)}">{escape(each)}</a>',
-                _counts([result]),
-                _counts([against.classes[each]]),
+                result,
+                against.classes[each],
                 [found.get((each, metric)) for metric in ORDER],
             )
             for each, result in evaluation.classes.items()
@@ -101,8 +101,8 @@ def _table(
 
 
 def _run_row(name: str, evaluation: Evaluation) -> str:
-    flagged, good, found, defect = _counts(evaluation.classes.values())
-    cells = f"<td>{flagged} / {good}</td><td>{found} / {defect}</td>"
+    cells = f"<td>{evaluation.n_flagged} / {evaluation.n_good}</td>"
+    cells += f"<td>{evaluation.n_found} / {evaluation.n_defect}</td>"
     for metric in ORDER:
         ends = interval_range(evaluation.interval(metric))
         small = f"<small>{ends}</small>" if ends else ""
@@ -112,25 +112,15 @@ def _run_row(name: str, evaluation: Evaluation) -> str:
 
 def _difference_row(
     name: str,
-    ours: tuple[int, int, int, int],
-    others: tuple[int, int, int, int],
+    ours: Evaluation | ClassResult,
+    others: Evaluation | ClassResult,
     found: Sequence[Difference | None],
     kind: str = "",
 ) -> str:
-    counts = "".join(f"<td>{_whole(ours[at] - others[at])}</td>" for at in (0, 2))
+    counts = f"<td>{_whole(ours.n_flagged - others.n_flagged)}</td>"
+    counts += f"<td>{_whole(ours.n_found - others.n_found)}</td>"
     cells = "".join(map(_difference_cell, found))
     return f"<tr{kind}><th scope=row>{name}</th>{counts}{cells}</tr>\n"
-
-
-def _counts(results: Iterable[ClassResult]) -> tuple[int, int, int, int]:
-    """Flagged of good ones, found of defects."""
-    every = list(results)
-    return (
-        sum(result.n_flagged for result in every),
-        sum(result.n_good for result in every),
-        sum(result.n_found for result in every),
-        sum(result.n_defect for result in every),
-    )
 
 
 def _difference_cell(found: Difference | None) -> str:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mambaadv2.results import ImageResult
+from mambaadv2.results import LEVEL, ImageResult
 
-BAND = 0.95
+BAND = LEVEL
 _SMALLEST = 1e-12  # a p-value is a fraction k / (n + 1) that has been through floating point
 
 

@@ -35,3 +35,8 @@ class Facts:
     """(epoch, training loss)."""
     colour_range: tuple[float, float] = (0.5, 2.0)
     """Where the heat colours begin and end, in multiples of the threshold."""
+
+    @property
+    def ranked_among(self) -> dict[str, int]:
+        """Per class, the number of held-out images among which p-values rank."""
+        return {name: len(scores) for name, scores in self.held_out.items()}

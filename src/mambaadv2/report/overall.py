@@ -22,7 +22,6 @@ def overall(evaluation: Evaluation, facts: Facts) -> str:
     images = list(chain.from_iterable(c.images for c in evaluation.classes.values()))
     if len(evaluation.classes) < 2 or not images:
         return ""
-    held = {name: len(scores) for name, scores in facts.held_out.items()}
     chart = score_chart(
         [image.ratio for image in images if not image.defect],
         [image.ratio for image in images if image.defect],
@@ -34,7 +33,7 @@ def overall(evaluation: Evaluation, facts: Facts) -> str:
         f"<p>{_words(images)}</p>",
         "<div class=charts>",
         f"<div>{chart}<p class=soft>Solid bars are on the wrong side of the threshold.</p></div>",
-        calibration(images, held),
+        calibration(images, facts.ranked_among),
         *_roc(images),
         f"<div>{size_chart(images)}{size_table(images)}</div>",
         "</div>",

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 
 from mambaadv2.metrics import Interval
-
-LEVEL = 0.95
-"""Of the exact intervals."""
+from mambaadv2.results import LEVEL, ends
 
 
 def exact_interval(part: int, whole: int) -> tuple[float, float]:
@@ -54,9 +52,7 @@ def rate_range(part: int, whole: int) -> str:
 
 def interval_range(interval: Interval | None) -> str:
     """Both ends in percent with one decimal; empty where there is no interval."""
-    if interval is None:
-        return ""
-    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f}"
+    return ends(interval, "–")
 
 
 def p_text(p_value: float | None) -> str:

@@ -10,7 +10,7 @@ from mambaadv2.errors import Problem
 from mambaadv2.report.charts import line_chart
 from mambaadv2.report.facts import Facts
 from mambaadv2.report.shares import interval_range, percent, plural, rate_range, share
-from mambaadv2.report.table import class_table, pieces
+from mambaadv2.report.table import class_table
 from mambaadv2.results import Evaluation
 
 _WEAKEST = 6
@@ -34,7 +34,7 @@ def head(evaluation: Evaluation, facts: Facts) -> str:
     """Title, four numbers, what is weakest and the table of all classes."""
     count = len(evaluation.classes)
     classes = f"{count} class{'es' if count > 1 else ''}"
-    notes = (*evaluation.footnotes(), *pieces(evaluation))
+    notes = (*evaluation.footnotes(), *(f"{line}." for line in evaluation.pieces("–")))
     return "\n".join(
         (
             f"<h1>{escape(facts.title)}</h1>",
@@ -56,11 +56,6 @@ def anchor(evaluation: Evaluation, name: str) -> str:
 
 
 def _cards(evaluation: Evaluation) -> str:
-    classes = evaluation.classes.values()
-    defects = sum(result.n_defect for result in classes)
-    goods = sum(result.n_good for result in classes)
-    found = sum(result.n_found for result in classes)
-    flagged = sum(result.n_flagged for result in classes)
     cards = []
     for metric, name in (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC")):
         n, value = evaluation.n_classes[metric], evaluation.mean[metric]
@@ -68,8 +63,8 @@ def _cards(evaluation: Evaluation) -> str:
         ends = interval_range(evaluation.interval(metric))
         cards.append((percent(value) + (" %" if n else ""), name, over, ends and f"{ends} %"))
     for part, whole, name in (
-        (found, defects, "of defects found"),
-        (flagged, goods, "of good images flagged"),
+        (evaluation.n_found, evaluation.n_defect, "of defects found"),
+        (evaluation.n_flagged, evaluation.n_good, "of good images flagged"),
     ):
         if whole:
             of = f"{part} of {whole}"

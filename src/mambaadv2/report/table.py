@@ -7,7 +7,7 @@ from html import escape
 
 from mambaadv2.metrics import Interval
 from mambaadv2.report.shares import interval_range, percent, plural, rate_range, rounded_up
-from mambaadv2.results import LEVEL, PIECES, ClassResult, Evaluation, interval_of
+from mambaadv2.results import LEVEL, ClassResult, Evaluation
 
 COLUMNS = (
     ("Image", {"image_auroc": "AUROC", "image_ap": "AP", "image_f1max": "F1-max"}),
@@ -29,12 +29,7 @@ def class_table(evaluation: Evaluation, anchor: Callable[[str], str]) -> str:
     """All classes and their mean; anchor: a class's name to the id of its section."""
     rows = [_row(name, result, anchor(name)) for name, result in evaluation.classes.items()]
     if len(rows) > 1:
-        classes = evaluation.classes.values()
-        counts = (
-            (sum(c.n_flagged for c in classes), sum(c.n_good for c in classes)),
-            (sum(c.n_found for c in classes), sum(c.n_defect for c in classes)),
-        )
-        cells = _cells(counts, evaluation.mean, evaluation.interval)
+        cells = _cells(evaluation, evaluation.mean, evaluation.interval)
         rows.append(f"<tr class=mean><th scope=row>all; mean</th>{cells}</tr>\n")
     return (
         f"<div class=wide><table class=metrics>\n<caption>In percent, higher is better.</caption>\n"
@@ -57,24 +52,6 @@ def group_heads(columns: str = "") -> tuple[str, str]:
     return columns + groups, names
 
 
-def pieces(evaluation: Evaluation) -> list[str]:
-    """Sentences on pieces that several images show, for the classes that have them."""
-    lines = []
-    for name, result in evaluation.classes.items():
-        if not result.samples:
-            continue
-        parts = []
-        for metric, heading in PIECES.items():
-            ends = interval_range(interval_of(result.sampled_pieces.get(metric)))
-            within = f" ({ends})" if ends else ""
-            parts.append(f"{heading} {percent(result.samples[metric])}{within}")
-        lines.append(
-            f"{name}: over {result.samples['n']:.0f} pieces, the highest of each one's views: "
-            f"{', '.join(parts)}."
-        )
-    return lines
-
-
 def _head() -> str:
     columns = "".join(
         f"<th rowspan=2 scope=col>{text}</th>"
@@ -85,17 +62,17 @@ def _head() -> str:
 
 
 def _row(name: str, result: ClassResult, anchor: str) -> str:
-    counts = ((result.n_flagged, result.n_good), (result.n_found, result.n_defect))
     link = f'<a href="#{anchor}">{escape(name)}</a>{"*" if result.notes else ""}'
-    cells = _cells(counts, result.metrics, result.interval)
+    cells = _cells(result, result.metrics, result.interval)
     return f"<tr><th scope=row>{link}</th>{cells}</tr>\n"
 
 
 def _cells(
-    counts: tuple[tuple[int, int], tuple[int, int]],
+    counted: Evaluation | ClassResult,
     metrics: Mapping[str, float | None],
     interval: Callable[[str], Interval | None],
 ) -> str:
+    counts = ((counted.n_flagged, counted.n_good), (counted.n_found, counted.n_defect))
     pairs = [
         (f"{part} / {whole}", rate_range(part, whole) if whole else "") for part, whole in counts
     ]

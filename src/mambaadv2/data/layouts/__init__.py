@@ -6,7 +6,6 @@ cannot use. docs/datasets.md says where the data sets come from.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from mambaadv2.data.layouts.tree import head_of
 from mambaadv2.data.manifest import MANIFEST_SUFFIXES, manifest_listing
 from mambaadv2.data.record import Ask, Listing
 from mambaadv2.errors import DataError
+from mambaadv2.names import did_you_mean
 
 __all__ = ["LAYOUTS", "NOTHING_TELLS", "named_layout", "recognised_layout"]
 
@@ -57,8 +57,7 @@ SIBLINGS = frozenset({"real-iad", "real-iad-sv"})
 def named_layout(name: str) -> str:
     """Return the name. Raises `DataError`, with the closest one, for a name that is none."""
     if name not in LAYOUTS:
-        close = difflib.get_close_matches(str(name), LAYOUTS, n=1, cutoff=0.5)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(name, LAYOUTS, cutoff=0.5)
         raise DataError(f"layout: no layout {name!r}{hint}; there are {', '.join(LAYOUTS)}")
     return name
 
