@@ -441,9 +441,14 @@ def start(case: Case, out: Path) -> subprocess.Popen[str]:
     )
 
 
+def finished_lines(out: Path) -> int:
+    path = out / "predictions.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 def wait_for_lines(process: subprocess.Popen[str], out: Path, count: int) -> None:
-    path, end = out / "predictions.jsonl", time.monotonic() + PATIENCE
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
+    end = time.monotonic() + PATIENCE
+    while finished_lines(out) < count:
         assert process.poll() is None, "ended before it could be interrupted"
         assert time.monotonic() < end
         time.sleep(0.002)
@@ -464,8 +469,10 @@ def test_a_process_that_is_killed_and_stopped_ends_as_if_it_had_not_been(
     for number, moment in zip(
         (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), moments, strict=True
     ):
+        # A line of its own first: one that is starting is not listening to signals yet.
+        earlier = finished_lines(out)
         with start(many, out) as process:
-            wait_for_lines(process, out, moment)
+            wait_for_lines(process, out, max(moment, earlier + 1))
             process.send_signal(number)
             _, said = process.communicate(timeout=PATIENCE)
         if number == signal.SIGKILL:
